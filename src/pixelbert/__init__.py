@@ -1,0 +1,15 @@
+"""pixelbert: Pixel-BERT, one transformer over image pixels and sentences, with no object detector."""
+
+from pixelbert.errors import PixelBertError
+from pixelbert.model.configuration import PixelBertConfig
+from pixelbert.model.modeling import PixelBertForPreTraining, PixelBertModel
+from pixelbert.model.pixels import PixelFeatures
+
+__version__ = "0.1.0"
+__all__ = [
+    "PixelBertConfig",
+    "PixelBertError",
+    "PixelBertForPreTraining",
+    "PixelBertModel",
+    "PixelFeatures",
+]

@@ -1,0 +1,161 @@
+"""The command line, derived from typed signatures: `pixelbert prepare | train | evaluate | match | convert`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pixelbert.errors import PixelBertError
+
+OVERVIEW = """usage: pixelbert COMMAND ... (pixelbert COMMAND --help tells all of each)
+
+Pixel-BERT: one transformer over image pixels and sentences, with no object detector.
+
+  pixelbert prepare karpathy --json dataset_flickr8k.json --images Images --output prepared/flickr8k
+  pixelbert train recipes/tiny.yaml --output runs/tiny
+  pixelbert evaluate runs/tiny/final --data prepared/flickr8k --split val --json metrics.json
+  pixelbert match runs/tiny/final photo.jpg "a dog on a beach" "a plate of food"
+
+commands:
+"""
+
+
+def prepare_parser(parser: ArgumentParser) -> None:
+    from pixelbert.data.prepare import prepare
+    from pixelbert.data.sources import SOURCES
+
+    formats = parser.add_subcommands(dest="format")
+    for name, source in SOURCES.items():
+        summary = (source.__doc__ or "").strip().splitlines()[0]
+        sub = ArgumentParser(description=summary)
+        sub.add_class_arguments(source)
+        sub.add_function_arguments(prepare, skip={"source", "output"})
+        sub.add_argument("--output", type=Path, required=True, help="the folder to write; new or empty")
+        formats.add_subcommand(name, sub, help=summary)
+
+
+def prepare_command(args: Namespace) -> None:
+    from dataclasses import fields
+
+    from pixelbert.data.prepare import prepare
+    from pixelbert.data.sources import SOURCES
+
+    source = SOURCES[args.format]
+    options = vars(args[args.format])
+    of_source = {f.name: options.pop(f.name) for f in fields(source)}  # type: ignore[arg-type]
+    prepare(source(**of_source), **options)
+
+
+def train_parser(parser: ArgumentParser) -> None:
+    from pixelbert.train.recipe import Recipe
+
+    parser.add_argument("--config", action="config", help="the recipe; `train RECIPE.yaml` is short for it")
+    parser.add_class_arguments(Recipe)
+
+
+def train_command(recipe: Namespace) -> None:
+    from pixelbert.train.loop import train
+    from pixelbert.train.recipe import Recipe
+
+    train(Recipe(**{name: value for name, value in vars(recipe).items() if name != "config"}))
+
+
+def evaluate_parser(parser: ArgumentParser) -> None:
+    from pixelbert.evaluate import evaluate
+
+    parser.add_function_arguments(evaluate, skip={"json"})
+    parser.add_argument("--json", type=Path, help="file to write the metrics to")
+
+
+def evaluate_command(args: Namespace) -> None:
+    from pixelbert.evaluate import evaluate
+
+    evaluate(**vars(args))
+
+
+def match_parser(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help="folder of a trained model (DIR/final of a run)")
+    parser.add_argument("photo", type=Path, help="an image file")
+    parser.add_argument("sentences", type=str, nargs="+", help="one or several sentences")
+    parser.add_argument("--json", type=bool, default=False, help="print JSON")
+
+
+def match_command(args: Namespace) -> None:
+    from pixelbert.predict import PixelBert
+
+    scores = PixelBert.from_pretrained(args.checkpoint).match(args.photo, args.sentences)
+    if args.json:
+        print(json.dumps(dict(zip(args.sentences, scores, strict=True))))
+    else:
+        for score, sentence in sorted(zip(scores, args.sentences, strict=True), reverse=True):
+            print(f"{score:.3f}  {sentence}")
+
+
+def convert_parser(parser: ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="Detectron's .pkl, such as X-152-32x8d-IN5k.pkl")
+    parser.add_argument("output", type=Path, help=".safetensors file to write, for model.backbone_init")
+
+
+def convert_command(args: Namespace) -> None:
+    from pixelbert.model.detectron import convert_detectron
+
+    print(convert_detectron(args.source, args.output))
+
+
+class Command(NamedTuple):
+    """A command: one line of help, what adds its arguments, what runs it."""
+
+    help: str
+    arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], None]
+
+
+COMMANDS = {
+    "prepare": Command(
+        "Turn a data set's official files into one checked folder that training reads.", prepare_parser, prepare_command
+    ),
+    "train": Command(
+        "Train by a recipe: train RECIPE.yaml [--any.field value]. The same command again goes on with an unfinished "
+        "run; --print_config shows the whole recipe.",
+        train_parser,
+        train_command,
+    ),
+    "evaluate": Command(
+        "Measure a checkpoint on a prepared split, each figure beside its control.", evaluate_parser, evaluate_command
+    ),
+    "match": Command("Score sentences against a photo, from 0 to 1.", match_parser, match_command),
+    "convert": Command("Turn a Detectron ResNeXt .pkl into weights for model.backbone_init.", convert_parser, convert_command),
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exits with status 2 and one message where the user can put something right."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments.pop(0) if arguments else "--help"
+    if name == "--version":
+        from pixelbert import __version__
+
+        print(__version__)
+        return
+    if name not in COMMANDS:
+        print(OVERVIEW + "\n".join(f"  {n:10}{c.help}" for n, c in COMMANDS.items()))
+        if name not in ("--help", "-h"):
+            sys.exit(f"\npixelbert: there is no command {name!r}")
+        return
+    command = COMMANDS[name]
+    if name == "train" and arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--config")
+    try:
+        parser = ArgumentParser(prog=f"pixelbert {name}", description=command.help)
+        command.arguments(parser)
+        command.run(parser.instantiate(parser.parse_args(arguments)))
+    except PixelBertError as error:
+        print(f"pixelbert {name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

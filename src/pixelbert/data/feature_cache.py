@@ -1,0 +1,107 @@
+"""Stored features of a frozen CNN: without augmentation they never change, so each image is encoded once for good.
+
+One memory-mapped file of bfloat16 grids, image after image: (pixels of all images, C).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pixelbert.data.corpus import Corpus
+from pixelbert.data.processing import PixelBertImageProcessor
+from pixelbert.model.modeling import PixelBertModel
+from pixelbert.model.pixels import REDUCTION, PixelFeatures
+from pixelbert.progress import Tracker
+
+
+class FeatureCache:
+    """Trunk features of all images of a corpus, read by image number.
+
+    Args:
+        path: the file; FILE.json beside it says what it was made from.
+        grids: (I, 2) rows and columns of each image's grid.
+        channels: of the trunk.
+    """
+
+    def __init__(self, path: Path, grids: np.ndarray, channels: int) -> None:
+        self.path, self.grids, self.channels = path, grids, channels
+        self.starts = np.concatenate([[0], grids.prod(1).cumsum()])
+        self._values: torch.Tensor | None = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_values": None}  # each loader process maps the file itself
+
+    @property
+    def values(self) -> torch.Tensor:
+        """(pixels of all images, C), memory-mapped."""
+        if self._values is None:
+            size = int(self.starts[-1]) * self.channels
+            flat = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.bfloat16)
+            self._values = flat.view(-1, self.channels)
+        return self._values
+
+    def get(self, images: list[int]) -> PixelFeatures:
+        """The features of these images: values (I, K, C)."""
+        parts = [self.values[self.starts[i] : self.starts[i + 1]] for i in images]
+        return PixelFeatures(
+            nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.from_numpy(self.grids[images])
+        )
+
+
+def fingerprint(model: PixelBertModel, corpus: Corpus, processor: PixelBertImageProcessor) -> str:
+    """What the features depend on: the trunk's weights, the image settings and the data."""
+    digest = hashlib.sha256()
+    for name, tensor in model.backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.ndim else b"")
+    settings = {**processor.to_dict(), "sources": corpus.sources, "stride_in_1x1": model.config.stride_in_1x1}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(corpus.sizes.tobytes())
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def build_feature_cache(
+    model: PixelBertModel, corpus: Corpus, processor: PixelBertImageProcessor, path: Path, *, batch: int = 16
+) -> FeatureCache:
+    """Encode every image of the corpus once, or reuse the file if it was made from the same things.
+
+    The model runs on its own device in bfloat16. The file is written aside and renamed, so a killed run leaves none.
+    """
+    sizes = [processor.size_for(*size) for size in corpus.sizes.tolist()]
+    grids = np.array([(height // REDUCTION, width // REDUCTION) for width, height in sizes], dtype=np.int64)
+    cache = FeatureCache(path, grids, model.backbone.shape.out_channels)
+    made_from = fingerprint(model, corpus, processor)
+    note = path.with_suffix(path.suffix + ".json")
+    if path.exists() and note.exists() and json.loads(note.read_text())["made_from"] == made_from:
+        return cache
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    aside.unlink(missing_ok=True)
+    total = int(cache.starts[-1]) * cache.channels
+    values = torch.from_file(str(aside), shared=True, size=total, dtype=torch.bfloat16).view(-1, cache.channels)
+    # Images of one shape together; each image's place in the file is known beforehand.
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    device = model.device.type
+    was_training = model.training
+    model.eval()
+    with Tracker("encoding images once", len(order)) as tracker, torch.autocast(device, dtype=torch.bfloat16):
+        for start in range(0, len(order), batch):
+            images = order[start : start + batch]
+            pixels = [processor.to_tensor(corpus.load_image(i)).to(model.device) for i in images]
+            features = model.trunk_features(pixels)
+            for row, image in enumerate(images):
+                n = int(grids[image].prod())
+                values[cache.starts[image] : cache.starts[image + 1]] = features.values[row, :n].cpu()
+            tracker.advance(len(images))
+    model.train(was_training)
+    del values
+    aside.replace(path)
+    note.write_text(json.dumps({"made_from": made_from, "images": len(order), "channels": cache.channels}))
+    return cache

@@ -1,0 +1,264 @@
+"""Opening photos: whatever the file holds, an upright 8-bit RGB image comes out, or one clear `ImageError`.
+
+The paper's input (section 3.2) is raw pixels, so what stands here decides what the network sees: EXIF
+rotation is applied, transparency is laid on white, 16-bit greyscale is scaled (Pillow would clip it), the
+first frame stands for an animation.
+"""
+
+import io
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from pixelbert.errors import PixelBertError
+
+ImageSource = Path | str | bytes | Image.Image
+
+MIN_SIDE = 16  # pixels; anything smaller is a tracking pixel or a failed download, not a photo
+MAX_PIXELS = 100_000_000  # about 300 MB once decoded
+MAX_ASPECT = 20  # long side over short side; beyond it a resize leaves nothing to see
+
+# Named so that Pillow never tries formats that start other programs (EPS runs Ghostscript).
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(PixelBertError):
+    """A file is not a photo that can be used; the message names it, says why and what to do."""
+
+
+class MissingImageError(ImageError):
+    """There is no file of that name."""
+
+
+def open_image(source: ImageSource, where: str = "") -> Image.Image:
+    """Opens a photo as an upright 8-bit RGB image, fully decoded.
+
+    Args:
+        source: a path, the bytes of an image file, or a Pillow image (which is left as it was).
+        where: what to call the image in an error message; a path's own name otherwise.
+
+    Returns:
+        An image of mode RGB without metadata, so that nobody rotates it a second time.
+
+    Raises:
+        ImageError: unreadable, cut short, not an image, or outside `MIN_SIDE`, `MAX_PIXELS` and `MAX_ASPECT`.
+    """
+    name = _name(source, where)
+    with _quiet_pillow(), _header(source, name) as image, _pillow_errors(name):
+        image.load()
+        orientation = _orientation(image)
+        upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        rgb = _to_rgb(upright, name)
+        if rgb is source or rgb is image:
+            rgb = image.copy()  # a plain image, without the file behind it
+        rgb.info.clear()
+        return rgb
+
+
+def image_size(source: ImageSource, where: str = "") -> tuple[int, int]:
+    """Width and height of the upright image, from the header: cheap, but blind to a file cut short.
+
+    Raises:
+        ImageError: as `open_image`, as far as the header tells.
+    """
+    name = _name(source, where)
+    with _quiet_pillow(), _header(source, name) as image, _pillow_errors(name):
+        width, height = image.size
+        # Pillow turns TIFF by itself and gives the turned size from the start.
+        turned = image.format != "TIFF" and _orientation(image) >= 5
+        return (height, width) if turned else (width, height)
+
+
+def check_image(source: ImageSource, where: str = "") -> tuple[int, int]:
+    """Width and height of the upright image after decoding all of it: `open_image` will not fail afterwards.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    return open_image(source, where).size
+
+
+def _name(source: ImageSource, where: str) -> str:
+    if where:
+        return where
+    return str(source) if isinstance(source, Path | str) else "the image"
+
+
+@contextmanager
+def _header(source: ImageSource, name: str) -> Iterator[Image.Image]:
+    """Yields the image with its header read and its size within the limits, its pixels not decoded yet."""
+    if isinstance(source, Image.Image):
+        _check_size(source.size, name)
+        yield source
+        return
+    if isinstance(source, bytes):
+        if not source:
+            raise ImageError(f"{name} is empty (0 bytes): copy or download it again, or leave it out")
+        stream: IO[bytes] = io.BytesIO(source)
+    else:
+        stream = _open_file(source, name)
+    with stream:
+        try:
+            image = Image.open(stream, formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ImageError(
+                f"{name} has too many pixels ({error}): make it smaller, or leave it out"
+            ) from None
+        except Exception as error:
+            raise ImageError(_not_an_image(stream, name)) from error
+        _check_size(image.size, name)
+        yield image
+
+
+def _open_file(path: Path | str, name: str) -> io.BufferedReader:
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ImageError(f"{name} is {what}: give the path of an image file")
+        if status.st_size == 0:
+            raise ImageError(f"{name} is empty (0 bytes): copy or download it again, or leave it out")
+        return Path(path).open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingImageError(
+            f"{name} does not exist: check the path, or download the image again"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ImageError(f"{name} cannot be read ({reason}): check the path and its permissions") from error
+
+
+def _not_an_image(stream: IO[bytes], name: str) -> str:
+    try:
+        stream.seek(0)
+        start = stream.read(256).lstrip().lower()
+    except OSError:
+        start = b""
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
+        return f"{name} is a web page or SVG, not a photo: download the image again, or leave it out"
+    known = ", ".join(FORMATS)
+    return (
+        f"{name} is not an image of a known format ({known}), or is cut short: "
+        "download it again, or leave it out"
+    )
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name} is {width} x {height}: more than {MAX_PIXELS:,} pixels. Make it smaller, or leave it out"
+        )
+    if min(size) < MIN_SIDE:
+        raise ImageError(
+            f"{name} is {width} x {height}: each side needs at least {MIN_SIDE} pixels. Leave it out, or "
+            f"find the original"
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise ImageError(
+            f"{name} is {width} x {height}: longer than {MAX_ASPECT} times its short side. Crop it, or "
+            f"leave it out"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; broken EXIF counts as upright, since the photo itself may be sound."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I"):  # I;16, I;16B, I;16L, or I: 16 bits kept in 32
+        values = np.asarray(image)
+        if mode == "I" and (values.min() < 0 or values.max() > 65535):
+            raise ImageError(
+                f"{name} has 32-bit pixels of no agreed range: save it as 8- or 16-bit, or leave it out"
+            )
+        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+    if mode == "F":
+        raise ImageError(
+            f"{name} has floating-point pixels of no agreed range: save it as 8-bit, or leave it out"
+        )
+    if mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+@contextmanager
+def _pillow_errors(name: str) -> Iterator[None]:
+    """Turns whatever Pillow's decoders raise on damaged bytes, which is almost anything, into an ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ImageError(
+            f"{name} cannot be decoded, damaged or cut short ({reason}): download it again, or leave it out"
+        ) from error
+
+
+class _Quiet:
+    """Silences warnings that Pillow raises while any thread is inside.
+
+    `warnings.catch_warnings` swaps a global list, so two threads that overlap could leave it swapped for
+    good: here the first thread in opens it and the last one out closes it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._catch: warnings.catch_warnings | None = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._catch = warnings.catch_warnings()
+                self._catch.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.|pixelbert\.data\.images")
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._catch is not None:
+                self._catch.__exit__(None, None, None)
+                self._catch = None
+
+
+_quiet = _Quiet()
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    _quiet.enter()
+    try:
+        yield
+    finally:
+        _quiet.leave()

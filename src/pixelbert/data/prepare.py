@@ -1,0 +1,319 @@
+"""The one road from raw files to a prepared data set: every image decoded, every sentence looked at.
+
+Bad items are left out and listed with their reasons; too many of them, and nothing is written.
+"""
+
+import json
+import os
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from pixelbert.data.images import ImageError, MissingImageError, check_image
+from pixelbert.data.sources.common import ImageRecord, Sentence, Skip, Source, Where, short, unsafe_path
+from pixelbert.data.store import SKIPPED, is_split_name
+from pixelbert.data.writer import DatasetWriter, check_output, file_sha256
+from pixelbert.errors import PixelBertError
+from pixelbert.progress import track
+
+MAX_WORDS = 300  # the network reads 512 tokens at most; a longer "sentence" is a page that slipped in
+MAX_CHARACTERS = 5000
+
+
+@dataclass
+class Summary:
+    """What `prepare` did.
+
+    Attributes:
+        output: the prepared data set's folder.
+        name: the data set's name.
+        splits: images and examples of each split.
+        seen: how many images and sentences the source had.
+        skipped: bad items by problem.
+        left_out: sound items that were left out on purpose, by reason.
+    """
+
+    output: Path
+    name: str
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    seen: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        rows = [(split, f"{n['images']:,}", f"{n['examples']:,}") for split, n in self.splits.items()]
+        rows = [("split", "images", "sentences"), *rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{self.name} -> {self.output}"]
+        lines += [f"  {a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+        for title, counts in (("skipped", self.skipped), ("left out", self.left_out)):
+            lines += [f"  {title}: {number:,} x {reason}" for reason, number in sorted(counts.items())]
+        if self.skipped or self.left_out:
+            lines.append(f"  each is listed in {self.output / SKIPPED}")
+        return "\n".join(lines)
+
+
+def prepare(
+    source: Source,
+    output: Path,
+    *,
+    strict: bool = False,
+    embed_images: bool = False,
+    max_bad: float = 0.01,
+    limit: int | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Reads a data set's official files, checks everything in them and writes the prepared form.
+
+    Args:
+        source: the raw files.
+        output: the folder to write; new or empty.
+        strict: fail on the first bad item.
+        embed_images: put the images' bytes into the data set; their paths otherwise.
+        max_bad: the share of images, or of sentences, that may be bad before all is refused.
+        limit: stop after this many images, for a trial.
+        overwrite: replace a prepared data set in `output`.
+
+    Returns:
+        The counts, which are also printed.
+
+    Raises:
+        PixelBertError: a file as a whole is not what it should be, too much is bad, or `output` cannot be
+            written.
+    """
+    if not 0 <= max_bad <= 1:
+        raise PixelBertError(f"max_bad is {max_bad}: it is a share, between 0 and 1 (0.01 is 1 %)")
+    if limit is not None and limit < 1:
+        raise PixelBertError(f"limit is {limit}: it is a number of images, 1 or more")
+    output = Path(output).resolve()
+    report = output.with_name(f"{output.name}.skipped.jsonl")
+    check_output(output, overwrite=overwrite)
+    folder = Path(source.images).absolute()
+    if not folder.is_dir():
+        raise PixelBertError(f"{folder} is not a folder: --images names the one that holds the photos")
+    reading = source.read()
+    with DatasetWriter(output, name=reading.name, overwrite=overwrite) as writer:
+        run = _Run(writer, folder, Summary(output, reading.name), strict, embed_images)
+        records = track(reading.records, f"Preparing {reading.name}", reading.total)
+        run.take(records, limit)
+        run.summary.splits = writer.counts["splits"]
+        run.judge(max_bad, report)
+        options = {key: _plain(value) for key, value in asdict(cast(Any, source)).items()}
+        options |= {"embed_images": embed_images, "max_bad": max_bad, "limit": limit}
+        writer.manifest = {
+            "sources": [
+                {"file": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                for path in source.files()
+            ],
+            "options": {"format": type(source).__name__} | options,
+            "skipped": dict(sorted(run.summary.skipped.items())),
+            "left_out": dict(sorted(run.summary.left_out.items())),
+            "pixelbert": _version(),
+        }
+    report.unlink(missing_ok=True)  # what an earlier attempt had left there
+    print(run.summary)
+    return run.summary
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+class _Run:
+    """The state of one preparation: what was seen, and what was made of it."""
+
+    def __init__(
+        self, writer: DatasetWriter, folder: Path, summary: Summary, strict: bool, embed_images: bool
+    ) -> None:
+        self.writer, self.folder, self.summary = writer, folder, summary
+        self.strict, self.embed_images = strict, embed_images
+        self.bad: Counter[str] = Counter()  # by item: image, sentence
+        self.listed: list[dict[str, Any]] = []
+        self.missing = 0
+        self.images: dict[str, tuple[str, str]] = {}  # image id -> path, split
+        self.owner: dict[str, str] = {}  # path -> image id
+        self.sentences: set[str] = set()
+
+    def take(self, records: Iterator[ImageRecord | Skip], limit: int | None) -> None:
+        """Handles the records in order while a few images ahead are being decoded."""
+        workers = min(8, os.cpu_count() or 1)
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque[tuple[ImageRecord | Skip, Future[_Photo] | None]] = deque()
+            try:
+                for record in records:
+                    waiting.append((record, self._submit(pool, record)))
+                    if len(waiting) >= 4 * workers:
+                        self._handle(*waiting.popleft())
+                    if limit is not None and len(self.images) >= limit:
+                        return
+                while waiting and (limit is None or len(self.images) < limit):
+                    self._handle(*waiting.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, record: ImageRecord | Skip) -> "Future[_Photo] | None":
+        if isinstance(record, Skip) or unsafe_path(record.path):
+            return None
+        return pool.submit(_photo, self.folder / record.path, self.embed_images)
+
+    def _handle(self, record: ImageRecord | Skip, photo: "Future[_Photo] | None") -> None:
+        if isinstance(record, Skip):
+            self.summary.seen[record.item] += 1
+            self.skip(record)
+            return
+        self.summary.seen["image"] += 1
+        self.summary.seen["sentence"] += len(record.sentences)
+        problem = self._image_problem(record, photo)
+        if problem:
+            self.skip(Skip("image", *problem, record.where), record.image_id, record.path)
+            lost = len(record.sentences)
+            if lost:
+                self.summary.left_out["sentence of a bad image"] += lost
+            return
+        sentences = [found for found in map(self._good, record.sentences) if found is not None]
+        known = record.image_id in self.images
+        if not sentences and not known:
+            self.skip(
+                Skip(
+                    "image", "image without a sentence", "no sentence is left for it", record.where, bad=False
+                ),
+                record.image_id,
+                record.path,
+            )
+            return
+        if not known:
+            assert photo is not None
+            width, height, data = photo.result()
+            path = record.path if self.embed_images else str(self.folder / record.path)
+            self.writer.add_image(record.image_id, path=path, data=data, width=width, height=height)
+            file = str(PurePosixPath(record.path))
+            self.images[record.image_id] = (file, record.split)
+            self.owner[file] = record.image_id
+        for sentence_id, text in sentences:
+            self.writer.add_example(record.split, sentence_id, [record.image_id], text)
+
+    def _image_problem(self, record: ImageRecord, photo: "Future[_Photo] | None") -> tuple[str, str] | None:
+        """The problem and the full reason why an image cannot be used; None if it can."""
+        if not is_split_name(record.split):
+            reason = (
+                f"the split is {short(record.split)}: use letters, digits and underscores, and not 'images'"
+            )
+            return "bad split name", reason
+        reason = unsafe_path(record.path) or ""
+        if photo is None:
+            return "path outside the image folder", reason
+        file = str(PurePosixPath(record.path))  # a/b.jpg for ./a//b.jpg
+        path, split = self.images.get(record.image_id, (file, record.split))
+        if path != file:
+            return "duplicate image id", f"the id {record.image_id} already belongs to {path}"
+        if split != record.split:
+            return (
+                "image in two splits",
+                f"the image is in {split!r} already and may not be in {record.split!r} too",
+            )
+        owner = self.owner.get(file, record.image_id)
+        if owner != record.image_id:
+            return "duplicate image file", f"the file {record.path} already belongs to image {owner}"
+        try:
+            photo.result()
+        except MissingImageError as error:
+            self.missing += 1
+            return "missing image file", str(error)
+        except ImageError as error:
+            return "unusable image", str(error)
+        return None
+
+    def _good(self, sentence: Sentence) -> tuple[str, str] | None:
+        """A sentence's id and its text on one line; None, and noted, if it cannot be used."""
+        problem = sentence_problem(sentence.text)
+        if problem is None and sentence.sentence_id in self.sentences:
+            problem = ("duplicate sentence id", f"the id {sentence.sentence_id} was there before")
+        if problem:
+            self.skip(Skip("sentence", *problem, sentence.where), sentence.sentence_id)
+            return None
+        self.sentences.add(sentence.sentence_id)
+        return sentence.sentence_id, " ".join(sentence.text.split())
+
+    def skip(self, skip: Skip, key: str | None = None, path: str | None = None) -> None:
+        """Notes an item that is left out; under `strict` the first bad one ends it all."""
+        if skip.bad and self.strict:
+            raise PixelBertError(
+                f"{skip.where}: {skip.problem}: {skip.reason}. Nothing was written (--strict)"
+            )
+        entry: dict[str, Any] = {"item": skip.item, "file": str(skip.where.file), "where": skip.where.place}
+        entry |= {name: value for name, value in (("id", key), ("image", path)) if value is not None}
+        entry |= {"problem": skip.problem, "reason": skip.reason, "bad": skip.bad}
+        self.writer.add_skipped(entry)
+        self.listed.append(entry)
+        (self.summary.skipped if skip.bad else self.summary.left_out)[skip.problem] += 1
+        self.bad[skip.item] += skip.bad
+
+    def judge(self, max_bad: float, report: Path) -> None:
+        """Refuses a data set of which too much is bad or nothing is left; the list lies beside the output."""
+        seen = self.summary.seen
+        if not self.images and self.missing and self.missing == self.bad["image"]:
+            complaint = f"none of the {self.missing:,} images is in {self.folder}: check --images"
+        elif any(self.bad[item] > max_bad * seen[item] for item in self.bad):
+            shares = " and ".join(
+                f"{self.bad[item]:,} of {seen[item]:,} {item}s ({self.bad[item] / seen[item]:.1%})"
+                for item in ("image", "sentence")
+                if self.bad[item]
+            )
+            complaint = (
+                f"{shares} are bad, and {max_bad:.2%} of either may be: "
+                "put them right, or allow more with --max-bad (a share, such as 0.05)"
+            )
+        elif not self.images:
+            complaint = "no image with a sentence is left"
+        else:
+            return
+        with report.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in self.listed)
+        bad = [entry for entry in self.listed if entry["bad"]] or self.listed
+        first = "\n".join(f"  {Where(e['file'], e['where'])}: {e['problem']}: {e['reason']}" for e in bad[:5])
+        raise PixelBertError(
+            f"{complaint}. Nothing was written. All are listed in {report}; the first:\n{first}"
+        )
+
+
+_Photo = tuple[int, int, bytes | None]  # width, height, bytes if they are to be embedded
+
+
+def _photo(path: Path, embed: bool) -> _Photo:
+    data = None
+    if embed:
+        with suppress(OSError, ValueError):  # check_image tells it better
+            data = path.read_bytes() if path.is_file() else None
+    width, height = check_image(path if data is None else data, str(path))
+    return width, height, data
+
+
+def sentence_problem(text: object) -> tuple[str, str] | None:
+    """The problem and the full reason why a text cannot be a sentence; None if it can."""
+    if not isinstance(text, str):
+        return "sentence is not text", f"expected text, found {short(text)}"
+    if not any(character.isalnum() for character in text):
+        return "empty sentence", f"no letter or digit in {short(text)}"
+    words = len(text.split())
+    if words > MAX_WORDS or len(text) > MAX_CHARACTERS:
+        limit = f"{MAX_WORDS} words and {MAX_CHARACTERS:,} characters are allowed"
+        return "sentence too long", f"{words:,} words, {len(text):,} characters, where {limit}"
+    for place, character in enumerate(text):
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
+            return "control character", f"U+{ord(character):04X} at character {place + 1} of {short(text)}"
+    return None
+
+
+def _version() -> str:
+    try:
+        return metadata.version("pixelbert")
+    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        return "unknown"

@@ -1,0 +1,162 @@
+"""From photos and sentences to tensors: resize, snap to the grid, normalise; WordPiece.
+
+Images are never padded: a side is snapped to a multiple of 64, so that the CNN's grid is exact and an image's features
+do not depend on the images beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from tokenizers.implementations import BertWordPieceTokenizer
+from torch import Tensor
+from transformers import AutoTokenizer, BatchFeature, BertTokenizerFast, PreTrainedTokenizerBase
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.processing_utils import ProcessorMixin
+
+from pixelbert.data.images import open_image
+from pixelbert.model.pixels import REDUCTION
+
+ImageInput = str | Path | bytes | PIL.Image.Image | np.ndarray
+
+
+class PixelBertImageProcessor(ImageProcessingMixin):
+    """Resizes, snaps and normalises images (paper section 4.1).
+
+    Args:
+        shortest_edge: pixels that the shorter side is scaled to (paper: 800 with ResNet-50, 600 with ResNeXt-152).
+        longest_edge: the longer side is kept at or below it, which wins over `shortest_edge` (paper: 1333; 1000).
+        image_mean: of the RGB channels in [0, 1]; ImageNet's by default.
+        image_std: likewise.
+    """
+
+    model_input_names = ("pixel_values",)
+
+    def __init__(
+        self,
+        shortest_edge: int = 800,
+        longest_edge: int = 1333,
+        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
+        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not REDUCTION <= shortest_edge <= longest_edge:
+            raise ValueError(
+                f"shortest_edge {shortest_edge} and longest_edge {longest_edge}: expected {REDUCTION} <= shortest "
+                "<= longest"
+            )
+        self.shortest_edge = shortest_edge
+        self.longest_edge = longest_edge
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+
+    def size_for(self, width: int, height: int) -> tuple[int, int]:
+        """The width and height that an image of this size is resized to: multiples of 64, within `longest_edge`."""
+        scale = min(self.shortest_edge / min(width, height), self.longest_edge / max(width, height))
+        limit = self.longest_edge // REDUCTION
+        columns, rows = (min(max(round(side * scale / REDUCTION), 1), limit) for side in (width, height))
+        return columns * REDUCTION, rows * REDUCTION
+
+    def __call__(self, images: ImageInput | Sequence[ImageInput], **kwargs: Any) -> BatchFeature:
+        """Images to `pixel_values`: one tensor (I, 3, H, W) if all have one shape, else a list of (3, H, W).
+
+        Args:
+            images: paths, bytes, PIL images or arrays (H, W, 3) of 8 bits; one or several.
+        """
+        if isinstance(images, str | Path | bytes | PIL.Image.Image | np.ndarray):
+            images = [images]
+        tensors = [self.to_tensor(image) for image in images]
+        same = len({t.shape for t in tensors}) == 1
+        return BatchFeature({"pixel_values": torch.stack(tensors) if same else tensors})
+
+    def to_tensor(self, image: ImageInput) -> Tensor:
+        """One image to a normalised tensor (3, H, W)."""
+        if isinstance(image, np.ndarray):
+            image = PIL.Image.fromarray(image)
+        image = open_image(image)
+        size = self.size_for(*image.size)
+        if image.size != size:
+            image = image.resize(size, PIL.Image.Resampling.BILINEAR)
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.image_mean, self.image_std))
+        return (x - mean) / std
+
+
+class PixelBertProcessor(ProcessorMixin):
+    """Photos and sentences to the arguments of a model: `model(**processor(images=photos, text=sentences))`.
+
+    Args:
+        image_processor: see `PixelBertImageProcessor`.
+        tokenizer: a WordPiece tokenizer with [CLS], [SEP], [MASK] and [PAD].
+        max_length: tokens that a sentence is cut to, [CLS] and [SEP] included.
+    """
+
+    attributes = ("image_processor", "tokenizer")
+    image_processor_class = "PixelBertImageProcessor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        image_processor: PixelBertImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_length: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        if tokenizer is None:
+            raise ValueError("PixelBertProcessor needs a tokenizer")
+        self.image_processor = image_processor or PixelBertImageProcessor()
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.chat_template = None
+
+    def __call__(  # type: ignore[override]
+        self,
+        images: ImageInput | Sequence[ImageInput] | None = None,
+        text: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Return `pixel_values` for the images and `input_ids`, `attention_mask` for the sentences.
+
+        Args:
+            images: see `PixelBertImageProcessor.__call__`.
+            text: one or several sentences.
+        """
+        data: dict[str, Any] = {}
+        if images is not None:
+            data.update(self.image_processor(images))
+        if text is not None:
+            tokens = self.tokenizer(
+                [text] if isinstance(text, str) else list(text),
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+            )
+            data.update(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return BatchFeature(data)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write preprocessor_config.json and the tokenizer's files."""
+        self.image_processor.max_length = self.max_length
+        self.image_processor.save_pretrained(save_directory)
+        self.tokenizer.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **kwargs: Any) -> PixelBertProcessor:  # type: ignore[override]
+        """Read what `save_pretrained` wrote, from a folder or a hub."""
+        image_processor = PixelBertImageProcessor.from_pretrained(source, **kwargs)
+        max_length = image_processor.__dict__.pop("max_length", 64)
+        return cls(image_processor, AutoTokenizer.from_pretrained(source, **kwargs), max_length)
+
+
+def learn_tokenizer(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A WordPiece vocabulary learned from sentences, in BERT's format (lower case), for models trained from scratch."""
+    wordpiece = BertWordPieceTokenizer(lowercase=True)
+    wordpiece.train_from_iterator(sentences, vocab_size=vocab_size, min_frequency=1, show_progress=False)
+    return BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, do_lower_case=True)

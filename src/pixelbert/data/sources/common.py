@@ -1,0 +1,222 @@
+"""What every source of data shares: its records, and reading JSON with errors that name the place."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+from pixelbert.errors import PixelBertError
+
+
+class Where(NamedTuple):
+    """Where an item stands in the raw files: a file, and a line, row or key in it."""
+
+    file: Path
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.place}"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence as the source has it; `text` is whatever stood there, checked by `prepare`."""
+
+    sentence_id: str
+    text: Any
+    where: Where
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image with its sentences. `path` is relative to the source's image folder and not checked yet."""
+
+    image_id: str
+    path: str
+    split: str
+    where: Where
+    sentences: list[Sentence] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """An item that the source itself cannot make a record of, or leaves out on purpose.
+
+    Attributes:
+        item: "image" or "sentence".
+        problem: a few words that are the same for all items of the kind; the summary counts by them.
+        reason: the full story of this one.
+        bad: false for an item that is sound and left out by choice, such as a leak.
+    """
+
+    item: str
+    problem: str
+    reason: str
+    where: Where
+    bad: bool = True
+
+
+@dataclass
+class Reading:
+    """A source that has been opened: whole-file errors are behind us, records come one at a time.
+
+    Attributes:
+        name: the data set's name, which also begins every id.
+        records: images and skips, in the order of the file.
+        total: how many records there will be, if that is known.
+    """
+
+    name: str
+    records: Iterator[ImageRecord | Skip]
+    total: int | None = None
+
+
+class Source(Protocol):
+    """Raw files in one official format. Its fields are the options of `pixelbert prepare FORMAT`."""
+
+    @property
+    def images(self) -> Path:
+        """The folder that image paths start from; no image outside it is read."""
+
+    def files(self) -> list[Path]:
+        """The files whose checksums are written down."""
+
+    def read(self) -> Reading:
+        """Opens the files; raises PixelBertError when one as a whole is not what it should be."""
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+ID_LENGTH = 500  # characters
+
+
+def as_id(value: object) -> str | None:
+    """The text of an id, a whole number or a short printable string; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**30 else None
+    return value if value and len(value) <= ID_LENGTH and value.isprintable() else None
+
+
+def unsafe_path(path: object) -> str | None:
+    """Why a path may not be followed below the image folder, by its words alone; None if it may."""
+    if not isinstance(path, str) or not path.strip():
+        return f"the image path is {short(path)}, not text"
+    if not path.isprintable() or len(path) > 1000:
+        return f"the image path {short(path)} has characters that no path should have, or is too long"
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    if path.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", path):
+        return f"the image path {short(path)} is absolute: it has to be relative to the image folder"
+    if ".." in parts:
+        return f"the image path {short(path)} leaves the image folder"
+    return None
+
+
+def short(value: object, length: int = 60) -> str:
+    """A value as it may stand in a message: quoted, on one line, cut if it is long."""
+    text = repr(value) if not isinstance(value, dict | list) else f"a {type(value).__name__} of {len(value)}"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def check_name(name: str) -> str:
+    """The name of a data set, if it can begin an id."""
+    if not NAME.fullmatch(name):
+        raise PixelBertError(f"{short(name)} cannot name a data set: use letters, digits, - and _")
+    return name
+
+
+def read_text(path: Path) -> str:
+    """A whole UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        PixelBertError: missing, unreadable, empty or not UTF-8.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise PixelBertError(f"{path} does not exist: check the path") from None
+    except (OSError, ValueError) as error:
+        raise PixelBertError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from error
+    if not data.strip():
+        raise PixelBertError(f"{path} is empty: copy or download it again")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PixelBertError(
+            f"{path}, line {line}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8, or download "
+            f"it again "
+            "(unpacked, if it came in an archive)"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """A whole JSON file.
+
+    Raises:
+        PixelBertError: as `read_text`, or not JSON; names line and column.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PixelBertError(json_error(path, error, len(text))) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in thousands
+        raise PixelBertError(f"{path} is not the JSON of a data set ({error}): download it again") from None
+
+
+def json_error(path: Path, error: json.JSONDecodeError, length: int) -> str:
+    """What to tell about text that is not JSON."""
+    cut = error.pos >= length - 1 or error.msg.startswith("Unterminated string")
+    what = "the file ends too early: it was cut short" if cut else f"this is not JSON ({error.msg})"
+    return f"{path}, line {error.lineno}, column {error.colno}: {what}. Copy or download it again"
+
+
+def require(data: Any, path: Path, kind: type, keys: dict[str, type], expected: str) -> None:
+    """Checks the top level of a JSON file.
+
+    Raises:
+        PixelBertError: says what was expected and, if the file is recognisably of another format, which
+            command is for it.
+    """
+    hint = _other_format(data)
+    tail = f" This looks like {hint}" if hint and hint[0] != expected else ""
+    if not isinstance(data, kind):
+        names: dict[type, str] = {dict: "an object", list: "an array"}
+        found = names.get(type(data), type(data).__name__)
+        raise PixelBertError(
+            f"{path}: expected {expected}, {names[kind]} at the top, and found {found}.{tail}"
+        )
+    for key, wanted in keys.items():
+        if key not in data:
+            raise PixelBertError(
+                f"{path}: expected {expected}, and the key {key!r} is missing at the top.{tail}"
+            )
+        if not isinstance(data[key], wanted):
+            found = type(data[key]).__name__
+            raise PixelBertError(
+                f"{path}: expected {expected}; {key!r} is of type {found}, not {wanted.__name__}.{tail}"
+            )
+
+
+def _other_format(data: Any) -> str:
+    """Names the format that some JSON looks like, and the command for it; empty if it looks like none."""
+    if isinstance(data, dict):
+        images = data.get("images")
+        first = images[0] if isinstance(images, list) and images and isinstance(images[0], dict) else {}
+        if "sentences" in first:
+            return "Karpathy's JSON: use `pixelbert prepare karpathy`"
+        if isinstance(data.get("annotations"), list) and isinstance(images, list):
+            return "COCO captions JSON: use `pixelbert prepare coco-captions`"
+        if "questions" in data:
+            return "VQA questions, which have no captions"
+    if isinstance(data, list) and data and isinstance(data[0], dict):
+        if "regions" in data[0]:
+            return "Visual Genome's region_descriptions.json: use `pixelbert prepare visual-genome`"
+        if "coco_id" in data[0]:
+            return "Visual Genome's image_data.json: --image-data of `pixelbert prepare visual-genome`"
+    return ""

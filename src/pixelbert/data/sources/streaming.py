@@ -1,0 +1,120 @@
+"""Reading a JSON array one element at a time, for files that would take gigabytes as Python objects."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from pixelbert.errors import PixelBertError
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_CHUNK = 1 << 20  # characters
+
+
+def iter_json_array(path: Path, expected: str) -> Iterator[Any]:
+    """Yields the elements of the array at the top of a JSON file; holds about one element in memory.
+
+    Args:
+        path: the file.
+        expected: what it should be, for the error messages.
+
+    Raises:
+        PixelBertError: missing, empty, not UTF-8, not JSON, not an array, cut short; names line and column.
+    """
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            yield from _Elements(path, file, expected)
+    except FileNotFoundError:
+        raise PixelBertError(f"{path} does not exist: check the path") from None
+    except OSError as error:
+        raise PixelBertError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+class _Elements:
+    """The text between `position` and the end of `buffer` is read and not used yet."""
+
+    def __init__(self, path: Path, file: TextIO, expected: str) -> None:
+        self.path, self.file, self.expected = path, file, expected
+        self.buffer, self.position, self.ended = "", 0, False
+        self.line, self.column = 1, 1  # of the buffer's first character
+
+    def __iter__(self) -> Iterator[Any]:
+        start = self._next_character()
+        if not start:
+            raise PixelBertError(f"{self.path} is empty: copy or download it again")
+        if start != "[":
+            what = "an object" if start == "{" else repr(start)
+            raise PixelBertError(
+                f"{self.path}: expected {self.expected}, an array at the top, and found {what}"
+            )
+        self.position += 1
+        if self._next_character() == "]":
+            raise PixelBertError(f"{self.path} is an empty array: download it again")
+        while True:
+            self._next_character()
+            yield self._element()
+            after = self._next_character()
+            self.position += 1
+            if after == "]":
+                break
+            if after != ",":
+                self.position -= 1
+                self._fail("expected ',' or ']'")
+        if self._next_character():
+            self._fail("text after the end")
+
+    def _element(self) -> Any:
+        size = _CHUNK
+        while True:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self.buffer, self.position)
+                if end < len(self.buffer) or not self._read(size):  # a number may go on in the next chunk
+                    self.position = end
+                    return value
+            except json.JSONDecodeError as error:
+                if not self._read(size):
+                    cut = error.pos >= len(self.buffer) - 1 or error.msg.startswith("Unterminated string")
+                    self.position = error.pos
+                    self._fail("" if cut else error.msg)
+            except (ValueError, RecursionError) as error:
+                self._fail(str(error))
+            size *= 2  # so that one huge element is not parsed again for every chunk
+
+    def _next_character(self) -> str:
+        """Skips white space; the character that follows, or nothing at the end of the file."""
+        while True:
+            found = _SPACE.match(self.buffer, self.position)
+            self.position = found.end() if found else self.position
+            if self.position < len(self.buffer):
+                return self.buffer[self.position]
+            if not self._read(_CHUNK):
+                return ""
+
+    def _read(self, size: int) -> bool:
+        """Reads more; false at the end of the file."""
+        if self.ended:
+            return False
+        self.line, self.column = self._place(self.position)
+        try:
+            more = self.file.read(size)
+        except UnicodeDecodeError as error:
+            raise PixelBertError(
+                f"{self.path}, after line {self.line}, column {self.column}: not UTF-8 ({error.reason}). "
+                "Download the file again (unpacked, if it came in an archive)"
+            ) from None
+        self.buffer, self.position = self.buffer[self.position :] + more, 0
+        self.ended = not more
+        return bool(more)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        lines = self.buffer.count("\n", 0, position)
+        if lines == 0:
+            return self.line, self.column + position
+        return self.line + lines, position - self.buffer.rindex("\n", 0, position)
+
+    def _fail(self, message: str) -> None:
+        cut = not message or self.position >= len(self.buffer)
+        what = "the file ends too early: it was cut short" if cut else f"this is not JSON ({message})"
+        line, column = self._place(self.position)
+        raise PixelBertError(f"{self.path}, line {line}, column {column}: {what}. Copy or download it again")

@@ -1,0 +1,232 @@
+"""A prepared data set on disk, and reading it through Hugging Face `datasets`.
+
+    DIR/images-00000.parquet    image_id, path or bytes, width, height (upright, in pixels)
+    DIR/{split}-00000.parquet   example_id, image_ids, text
+    DIR/dataset.json            name, task, version, counts, sources, options, and each file's size and
+    checksum DIR/skipped.jsonl           one JSON object for every item that was left out
+
+An image stands once, however many sentences refer to it. `writer.py` writes this form.
+"""
+
+import hashlib
+import json
+import re
+import uuid
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pixelbert.data.images import ImageError, open_image
+from pixelbert.errors import PixelBertError
+
+VERSION = 1
+MANIFEST = "dataset.json"
+SKIPPED = "skipped.jsonl"
+IMAGES = "images"
+
+IMAGE_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("path", pa.string()),
+        pa.field("bytes", pa.binary()),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("image_ids", pa.list_(pa.string()), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+    ]
+)
+
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
+
+
+def is_split_name(name: object) -> bool:
+    """Whether a split may be called so: letters, digits and underscores, and not "images"."""
+    return isinstance(name, str) and _SPLIT_NAME.fullmatch(name) is not None and name.lower() != IMAGES
+
+
+class PreparedDataset:
+    """A prepared data set, opened for reading: tables memory-mapped, images decoded when asked for.
+
+    Parquet is turned into Arrow once, in Hugging Face's cache folder (`HF_DATASETS_CACHE`), under a name
+    that depends on the content: DIR itself may be read-only, and a data set that was prepared anew is never
+    served stale.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what dataset.json says.
+        images: the image table; columns image_id, path, bytes, width, height.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._examples: dict[str, datasets.Dataset] = {}
+        self.images = self._table(IMAGES, IMAGE_SCHEMA)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "PreparedDataset":
+        """Opens the data set in `folder`.
+
+        Raises:
+            PixelBertError: it is not one, is of a newer version, or its files are not those that were
+                written.
+        """
+        folder = Path(folder).absolute()
+        path = folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            hint = "does not exist" if not folder.exists() else f"is not a prepared data set (no {MANIFEST})"
+            raise PixelBertError(f"{folder} {hint}: make one with `pixelbert prepare`") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise PixelBertError(f"{path} cannot be read ({error}): prepare the data set again") from error
+        _check_manifest(folder, manifest)
+        return cls(folder, manifest)
+
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+        return str(self.manifest["name"])
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits."""
+        return list(self.manifest["counts"]["splits"])
+
+    @cached_property
+    def image_row(self) -> dict[str, int]:
+        """The row in `images` of each image id."""
+        return {image_id: row for row, image_id in enumerate(self.images.data.column("image_id").to_pylist())}
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Upright sizes in pixels, int32 of shape (n_images, 2): width, height."""
+        columns = [self.images.data.column(side).to_numpy() for side in ("width", "height")]
+        return np.stack(columns, axis=1).astype(np.int32)
+
+    def examples(self, split: str) -> datasets.Dataset:
+        """The examples of one split; columns example_id, image_ids, text.
+
+        Raises:
+            PixelBertError: there is no such split; the message names those that there are.
+        """
+        if split not in self.splits:
+            raise PixelBertError(
+                f"{self.folder} has no split {split!r}: it has {', '.join(self.splits) or 'none'}"
+            )
+        if split not in self._examples:
+            self._examples[split] = self._table(split, EXAMPLE_SCHEMA)
+        return self._examples[split]
+
+    def load_image(self, row: int) -> Image.Image:
+        """Decodes the image of a row in `images`, RGB and upright.
+
+        Raises:
+            ImageError: it is gone, damaged, or not the size it had at preparation.
+        """
+        record = self.images[row]
+        image_id, path = record["image_id"], record["path"]
+        name = f"image {image_id} of {self.folder}"
+        if record["bytes"] is not None:
+            image = open_image(record["bytes"], name)
+        else:
+            try:
+                image = open_image(self.folder / path, f"{name} ({path})")
+            except ImageError as error:
+                raise ImageError(f"{error}. If the photos were moved, prepare the data set again") from error
+        recorded = (record["width"], record["height"])
+        if image.size != recorded:
+            found = "{} x {}".format(*image.size)
+            raise ImageError(
+                f"{name} ({path}) is {found} but was {recorded[0]} x {recorded[1]} when the data set was "
+                f"prepared: "
+                "prepare it again"
+            )
+        return image
+
+    def _table(self, name: str, schema: pa.Schema) -> datasets.Dataset:
+        paths = [
+            self.folder / file for file in sorted(self.manifest["files"]) if file.rsplit("-", 1)[0] == name
+        ]
+        if not paths:
+            raise PixelBertError(f"{self.folder} lists no file for {name!r} in {MANIFEST}: prepare it again")
+        try:
+            for path in paths:
+                _check_columns(path, schema)
+            checksums = [self.manifest["files"][path.name]["sha256"] for path in paths]
+            return datasets.Dataset.from_file(str(_arrow_copy(name, paths, checksums)))
+        except (OSError, pa.ArrowException) as error:
+            raise PixelBertError(
+                f"{self.folder} cannot be opened ({error}). If it is damaged, prepare it again; if the cache "
+                f"{datasets.config.HF_DATASETS_CACHE} cannot be written, set HF_DATASETS_CACHE to a folder "
+                f"that can"
+            ) from error
+
+
+def _check_manifest(folder: Path, manifest: Any) -> None:
+    again = "prepare the data set again"
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("version"), int):
+        raise PixelBertError(f"{folder / MANIFEST} is not a pixelbert data set's: {again}")
+    if manifest["version"] > VERSION:
+        raise PixelBertError(
+            f"{folder} is of version {manifest['version']}, and this pixelbert reads up to {VERSION}: "
+            "update pixelbert, or prepare it with this one"
+        )
+    missing = [key for key in ("name", "counts", "files") if key not in manifest]
+    if missing:
+        raise PixelBertError(f"{folder / MANIFEST} lacks {missing[0]!r}: {again}")
+    for file, facts in manifest["files"].items():
+        path = folder / file
+        if not path.is_file():
+            raise PixelBertError(f"{path} is missing: copy the whole folder again, or {again}")
+        if path.stat().st_size != facts["bytes"]:
+            raise PixelBertError(
+                f"{path} has {path.stat().st_size} bytes where {MANIFEST} says {facts['bytes']}: "
+                f"copy the whole folder again, or {again}"
+            )
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    found = pq.read_schema(path)
+    for field in schema:
+        if field.name not in found.names:
+            raise PixelBertError(f"{path} lacks the column {field.name!r}: prepare the data set again")
+        if found.field(field.name).type != field.type:
+            raise PixelBertError(
+                f"{path}: column {field.name!r} is {found.field(field.name).type} where {field.type} is "
+                f"expected: "
+                "prepare the data set again"
+            )
+
+
+def _arrow_copy(name: str, paths: list[Path], checksums: list[str]) -> Path:
+    """The Arrow form of parquet files in the cache, made if need be. Safe with many processes at once."""
+    key = hashlib.sha256()
+    for path, checksum in zip(paths, checksums, strict=True):
+        # The time as well, for a file that somebody changed without a new dataset.json.
+        key.update(f"{checksum} {path.stat().st_mtime_ns}\n".encode())
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "pixelbert"
+    arrow = cache / f"{name}-{key.hexdigest()[:24]}.arrow"
+    if not arrow.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = arrow.with_suffix(f".{uuid.uuid4().hex}.partial")
+        try:
+            schema = pq.read_schema(paths[0]).remove_metadata()
+            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+                for path in paths:
+                    for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
+                        stream.write_batch(batch.cast(schema))
+            partial.replace(arrow)
+        finally:
+            partial.unlink(missing_ok=True)
+    return arrow

@@ -1,0 +1,9 @@
+"""The one exception type whose message is written for the person at the keyboard."""
+
+
+class PixelBertError(Exception):
+    """Something the user can put right: bad data, a bad path, a recipe that does not fit.
+
+    The command line prints the message alone, without a traceback, and exits with status 2. The message names the
+    file, line or row, says what was expected and what to do.
+    """

@@ -1,0 +1,1 @@
+"""The network: configuration, CNN trunk, pixel and word embeddings, encoder, heads, weight import."""

@@ -1,0 +1,143 @@
+"""Words to vectors (paper eq. 4) and the transformer (paper section 3.1), under the names of transformers' BertModel.
+
+Shapes: P pairs, L word tokens, S = L + pixels of a sequence, D hidden, A attention heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from pixelbert.model.configuration import PixelBertConfig
+
+
+class TextEmbeddings(nn.Module):
+    """LayerNorm(word + position), eq. 4 with s_w omitted: (P, L) -> (P, L, D)."""
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        length = input_ids.shape[1]
+        if length > self.position_embeddings.num_embeddings:
+            raise ValueError(
+                f"a sentence of {length} tokens is longer than the {self.position_embeddings.num_embeddings} positions "
+                "of this model; truncate it (the processor does by default)"
+            )
+        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention (eqs. 1 and 2) through torch's fused kernels."""
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout_p = config.attention_probs_dropout_prob
+
+    def forward(self, x: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )  # each (P, A, S, D/A)
+        dropout = self.dropout_p if self.training else 0.0
+        if weights:  # the fused kernels do not give their weights away
+            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+            if mask is not None:
+                scores = scores.masked_fill(~mask, float("-inf"))
+            attention = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+            context = F.dropout(attention, dropout) @ v
+            return context.transpose(1, 2).flatten(2), attention
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return context.transpose(1, 2).flatten(2), None
+
+
+class ResidualOutput(nn.Module):
+    """Linear, dropout, then LayerNorm over the sum with the layer's input."""
+
+    def __init__(self, config: PixelBertConfig, inputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__()
+        self.self = SelfAttention(config)
+        self.output = ResidualOutput(config, config.hidden_size)
+
+    def forward(self, x: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
+        context, attention = self.self(x, mask, weights)
+        return self.output(context, x), attention
+
+
+class Intermediate(nn.Module):
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Attention, then the feed-forward network (eq. 3)."""
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.intermediate = Intermediate(config)
+        self.output = ResidualOutput(config, config.intermediate_size)
+
+    def forward(self, x: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
+        x, attention = self.attention(x, mask, weights)
+        return self.output(self.intermediate(x), x), attention
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, output_attentions: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Run all layers.
+
+        Args:
+            x: (P, S, D).
+            mask: (P, S), true where there is something to attend to; None if it is everywhere.
+            output_attentions: also return each layer's (P, A, S, S) attention weights.
+        """
+        attentions: list[Tensor] = []
+        mask = None if mask is None else mask[:, None, None, :]
+        for layer in self.layer:
+            x, attention = layer(x, mask, output_attentions)
+            if attention is not None:
+                attentions.append(attention)
+        return x, tuple(attentions) if output_attentions else None
+
+
+class Pooler(nn.Module):
+    """tanh(Linear([CLS])): the joint embedding of a pair, (P, S, D) -> (P, D)."""
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.dense(x[:, 0]))

@@ -1,0 +1,36 @@
+"""Heads of pre-training (paper section 3.3), under the names of transformers' BertForPreTraining."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from pixelbert.model.configuration import PixelBertConfig
+
+
+class MaskedLanguageModelHead(nn.Module):
+    """Token vectors -> scores over the vocabulary (eq. 7), with the word embeddings as the last layer's weights."""
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
+        """(n, D) and (V, D) -> (n, V)"""
+        return F.linear(self.LayerNorm(self.activation(self.dense(x))), word_embeddings, self.bias)
+
+
+class ImageTextMatchingHead(nn.Linear):
+    """Joint embedding -> the logit of S(w, I), the probability that sentence and image belong together (eq. 8)."""
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__(config.hidden_size, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(P, D) -> (P,)"""
+        return super().forward(x).squeeze(-1)

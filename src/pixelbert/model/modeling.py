@@ -1,0 +1,281 @@
+"""Pixel-BERT (paper section 3): a CNN and BERT in one transformer, and its pre-training form.
+
+Shapes: I images, P pairs of an image and a sentence, L word tokens, K pixels, S = L + K, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from pixelbert.model.configuration import PixelBertConfig
+from pixelbert.model.encoder import Encoder, Pooler, TextEmbeddings
+from pixelbert.model.heads import ImageTextMatchingHead, MaskedLanguageModelHead
+from pixelbert.model.pixels import REDUCTION, PixelEmbedding, PixelFeatures, flatten_grid, gather_pixels
+from pixelbert.model.resnet import BACKBONES, ResNet
+
+IGNORE = -100  # a label that counts for nothing, as in torch's cross-entropy
+
+
+@dataclass
+class PixelBertOutput(ModelOutput):
+    """Output of `PixelBertModel`.
+
+    Args:
+        last_hidden_state: (P, S, D), words first, then pixels.
+        pooler_output: (P, D), the joint embedding of each pair from [CLS].
+        attentions: for each layer (P, A, S, S), if asked for.
+        pixel_mask: (P, K), true where a pair has a pixel; None without images.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    pixel_mask: Tensor | None = None
+
+
+@dataclass
+class PixelBertForPreTrainingOutput(ModelOutput):
+    """Output of `PixelBertForPreTraining`. Losses are sums, since only the trainer knows the global batch.
+
+    Args:
+        match_logits: (P,) logit of "this sentence belongs to this image".
+        token_logits: (n, V) scores at the n positions with a label, or at all P x L without labels.
+        mlm_loss: sum of the cross-entropies at masked tokens (eq. 7).
+        itm_loss: sum of the binary cross-entropies of pairs (eq. 8).
+        attentions: for each layer (P, A, S, S), if asked for.
+    """
+
+    match_logits: Tensor | None = None
+    token_logits: Tensor | None = None
+    mlm_loss: Tensor | None = None
+    itm_loss: Tensor | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class PixelBertPreTrainedModel(PreTrainedModel):
+    """Initialisation, saving and loading, shared by all PixelBert models."""
+
+    config_class = PixelBertConfig
+    base_model_prefix = "pixelbert"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+            if module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.zeros_(module.running_mean)
+                nn.init.ones_(module.running_var)
+                nn.init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, PixelEmbedding):
+            nn.init.normal_(module.semantic, std=std)
+        elif isinstance(module, MaskedLanguageModelHead):
+            nn.init.zeros_(module.bias)
+
+
+class PixelBertModel(PixelBertPreTrainedModel):
+    """The trunk of all tasks: images and sentences to one sequence of vectors a pair.
+
+    The unit of work is a set of images and a list of pairs that index into it, so that the CNN runs once an image:
+
+        features = model.encode_images(pixel_values)
+        output = model(features, input_ids, attention_mask, image_index)
+    """
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__(config)
+        shape = BACKBONES[config.backbone]
+        self.backbone = ResNet(
+            shape, stride_in_1x1=config.stride_in_1x1, frozen_batch_norm=config.batch_norm == "frozen"
+        )
+        self.pixel_embedding = PixelEmbedding(config, shape.out_channels)
+        self.embeddings = TextEmbeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    def trunk_features(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
+        """The CNN and the 2 x 2 max pool: images to grids of C channels, at 1/64 of the sides.
+
+        Args:
+            pixel_values: (I, 3, H, W), normalised, sides multiples of 64; or a list of I images (3, H, W) of any such
+                shapes. Images of one shape go through the CNN together; nothing is padded.
+
+        Raises:
+            ValueError: sides that are no multiples of 64 (the processor snaps them).
+        """
+        shapes = [pixel_values.shape[1:]] if isinstance(pixel_values, Tensor) else [x.shape for x in pixel_values]
+        for shape in shapes:
+            if len(shape) != 3 or shape[0] != 3 or shape[1] % REDUCTION or shape[2] % REDUCTION:
+                raise ValueError(
+                    f"pixel_values has an image of shape {tuple(shape)}: expected (3, height, width) with height and "
+                    f"width multiples of {REDUCTION}, as PixelBertProcessor makes them"
+                )
+        if isinstance(pixel_values, Tensor):
+            return flatten_grid(F.max_pool2d(self.backbone(pixel_values), 2))
+        groups: dict[torch.Size, list[int]] = {}
+        for i, shape in enumerate(shapes):
+            groups.setdefault(shape, []).append(i)
+        parts = [
+            flatten_grid(F.max_pool2d(self.backbone(torch.stack([pixel_values[i] for i in group])), 2))
+            for group in groups.values()
+        ]
+        features = PixelFeatures.concatenate(parts)
+        if len(parts) == 1:
+            return features
+        order = torch.tensor([i for group in groups.values() for i in group], device=features.values.device)
+        return features.select(order.argsort())
+
+    def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
+        """Images to pixel embeddings (eq. 5), once an image, for as many sentences as follow.
+
+        Args:
+            pixel_values: see `trunk_features`.
+
+        Returns:
+            PixelFeatures with values (I, K, D).
+        """
+        return self.pixel_embedding(self.trunk_features(pixel_values))
+
+    def forward(
+        self,
+        features: PixelFeatures | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        *,
+        pixel_index: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
+        trunk_features: PixelFeatures | None = None,
+        output_attentions: bool = False,
+        **ignored: object,
+    ) -> PixelBertOutput:
+        """One sequence {[CLS], w, [SEP], v} a pair (eq. 6) through the transformer.
+
+        Args:
+            features: what `encode_images` returned; or give `pixel_values`, or `trunk_features` (the stored output
+                of a frozen CNN); without any of them, text alone.
+            input_ids: (P, L) tokens, [CLS] and [SEP] included.
+            attention_mask: (P, L), 1 at tokens and 0 at padding; all tokens if None.
+            image_index: (P,) the image of each pair; one sentence an image, in order, if None.
+            pixel_index: (P, k) pixels sampled for each pair (see `gather_pixels`); all if None.
+            output_attentions: return attention weights (slower: not from the fused kernels).
+        """
+        if input_ids is None:
+            raise ValueError("input_ids is missing: (pairs, tokens), as PixelBertProcessor(text=...) makes them")
+        if pixel_values is not None:
+            features = self.encode_images(pixel_values)
+        elif trunk_features is not None:
+            features = self.pixel_embedding(trunk_features)
+        x = self.embeddings(input_ids)
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        pixel_mask = None
+        if features is not None:
+            if image_index is None:
+                if len(features) != len(input_ids):
+                    raise ValueError(
+                        f"{len(features)} images and {len(input_ids)} sentences: pass image_index (one number a "
+                        "sentence) to say which image each sentence is about"
+                    )
+                image_index = torch.arange(len(features), device=input_ids.device)
+            pixels, pixel_mask = gather_pixels(features, image_index, pixel_index)
+            x = torch.cat([x, pixels.to(x.dtype)], dim=1)
+            mask = torch.cat([mask, pixel_mask], dim=1)
+        x, attentions = self.encoder(x, mask, output_attentions=output_attentions)
+        return PixelBertOutput(
+            last_hidden_state=x, pooler_output=self.pooler(x), attentions=attentions, pixel_mask=pixel_mask
+        )
+
+
+class PixelBertForPreTraining(PixelBertPreTrainedModel):
+    """Pixel-BERT with the two heads of pre-training (paper section 3.3): masked words and image-text matching."""
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__(config)
+        self.pixelbert = PixelBertModel(config)
+        self.mlm_head = MaskedLanguageModelHead(config)
+        self.itm_head = ImageTextMatchingHead(config)
+        self.post_init()
+
+    def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
+        """See `PixelBertModel.encode_images`."""
+        return self.pixelbert.encode_images(pixel_values)
+
+    def forward(
+        self,
+        features: PixelFeatures | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        *,
+        pixel_index: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
+        trunk_features: PixelFeatures | None = None,
+        token_labels: Tensor | None = None,
+        match_labels: Tensor | None = None,
+        output_attentions: bool = False,
+        output_token_logits: bool = False,
+        **ignored: object,
+    ) -> PixelBertForPreTrainingOutput:
+        """The whole step in one call, images and sentences, so that the distributed engine's hooks see it.
+
+        Args:
+            token_labels: (P, L) the true token at masked positions, -100 elsewhere; gives `mlm_loss`.
+            match_labels: (P,) 1 where sentence and image belong together, 0 where not; gives `itm_loss`.
+            output_token_logits: without labels, return scores for every word position.
+
+        The others: see `PixelBertModel.forward`.
+        """
+        output = self.pixelbert(
+            features,
+            input_ids,
+            attention_mask,
+            image_index,
+            pixel_index=pixel_index,
+            pixel_values=pixel_values,
+            trunk_features=trunk_features,
+            output_attentions=output_attentions,
+        )
+        result = PixelBertForPreTrainingOutput(
+            match_logits=self.itm_head(output.pooler_output).float(), attentions=output.attentions
+        )
+        words = self.pixelbert.get_input_embeddings().weight
+        if token_labels is not None:
+            masked = token_labels != IGNORE  # scores over the vocabulary are dear: only where they are needed
+            x = output.last_hidden_state[:, : token_labels.shape[1]][masked]
+            result.token_logits = self.mlm_head(x, words).float()
+            result.mlm_loss = F.cross_entropy(result.token_logits, token_labels[masked], reduction="sum")
+        elif output_token_logits:
+            x = output.last_hidden_state[:, : input_ids.shape[1]]  # type: ignore[union-attr]
+            result.token_logits = self.mlm_head(x, words).float()
+        if match_labels is not None:
+            result.itm_loss = F.binary_cross_entropy_with_logits(
+                result.match_logits, match_labels.float(), reduction="sum"
+            )
+        return result

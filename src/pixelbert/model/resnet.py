@@ -1,0 +1,113 @@
+"""The CNN trunk (paper section 3.2, "Image Feature Embedding"): ResNet-50 and ResNeXt-152 32x8d.
+
+Modules carry torchvision's parameter names, so torchvision and timm state dicts load unchanged. There is no classifier:
+the trunk ends after stage 5 (`layer4`), at 1/32 of the image's sides. Shapes: I images, H x W their sides, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """Blocks in each of the four stages, groups and width of the 3x3 convolutions, channels of the stem."""
+
+    layers: tuple[int, int, int, int]
+    groups: int = 1
+    width_per_group: int = 64
+    stem: int = 64
+
+    @property
+    def out_channels(self) -> int:
+        return self.stem * 8 * Bottleneck.expansion
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut (He et al. 2016; grouped 3x3: Xie et al. 2017)."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, planes: int, stride: int, shape: BackboneShape, stride_in_1x1: bool) -> None:
+        super().__init__()
+        width = planes * shape.width_per_group // 64 * shape.groups
+        out = planes * self.expansion
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = nn.Conv2d(channels, width, 1, stride=first, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=second, padding=1, groups=shape.groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels != out:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+BACKBONES: dict[str, BackboneShape] = {
+    "resnet50": BackboneShape((3, 4, 6, 3)),
+    "resnext152_32x8d": BackboneShape((3, 8, 36, 3), groups=32, width_per_group=8),
+    # Small enough to train from scratch on a CPU in minutes: the demonstration, the tests, generated scenes.
+    "resnet14_small": BackboneShape((1, 1, 1, 1), stem=16),
+}
+
+
+class ResNet(nn.Module):
+    """A bottleneck ResNet without its classifier: (I, 3, H, W) -> (I, C, H/32, W/32).
+
+    Args:
+        shape: depth and width.
+        stride_in_1x1: see `PixelBertConfig`.
+        frozen_batch_norm: normalise with the stored statistics and never change scale and shift. An image's features
+            then don't depend on the images beside it, in training too.
+    """
+
+    def __init__(self, shape: BackboneShape, *, stride_in_1x1: bool = False, frozen_batch_norm: bool = True) -> None:
+        super().__init__()
+        self.shape = shape
+        self.frozen_batch_norm = frozen_batch_norm
+        self.conv1 = nn.Conv2d(3, shape.stem, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(shape.stem)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        channels = shape.stem
+        for i, blocks in enumerate(shape.layers):
+            planes = shape.stem * 2**i
+            stage = nn.Sequential()
+            for j in range(blocks):
+                stride = 2 if i > 0 and j == 0 else 1
+                # A stem of 64 has the published widths; smaller stems scale them.
+                stage.append(Bottleneck(channels, planes, stride, shape, stride_in_1x1))
+                channels = planes * Bottleneck.expansion
+            self.add_module(f"layer{i + 1}", stage)
+        self.train()
+
+    def batch_norms(self) -> list[nn.BatchNorm2d]:
+        """All batch norms, in order."""
+        return [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    def train(self, mode: bool = True) -> ResNet:
+        super().train(mode)
+        if self.frozen_batch_norm:
+            for norm in self.batch_norms():  # here, and not only when built: from_pretrained makes new parameters
+                norm.eval().requires_grad_(False)
+        return self
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = pixel_values.contiguous(memory_format=torch.channels_last)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for i in range(1, 5):
+            x = getattr(self, f"layer{i}")(x)
+        return x

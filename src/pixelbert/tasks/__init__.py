@@ -1,0 +1,1 @@
+"""The tasks: each is a batch, a loss and its measurements."""

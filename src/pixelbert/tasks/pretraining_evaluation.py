@@ -1,0 +1,235 @@
+"""What a pre-trained model has learned: MLM and ITM beside their controls, and zero-shot retrieval.
+
+Each figure stands beside the one with what it claims to use taken away: masked words with another photo, matching with
+blank photos. All pixels are used (paper section 3.3: sampling is for pre-training only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixelbert.data.corpus import Corpus
+from pixelbert.data.feature_cache import FeatureCache
+from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.data.sampler import keyed_rng
+from pixelbert.metrics.retrieval import recall_at_k
+from pixelbert.model.modeling import IGNORE, PixelBertForPreTraining
+from pixelbert.model.pixels import PixelFeatures
+from pixelbert.progress import Tracker, track
+from pixelbert.tasks.pretraining import mask_tokens, mismatched_example
+
+
+@dataclass
+class Sentence:
+    """A sentence of one pair: shown tokens, labels of masked ones, and the row of its image in the features."""
+
+    ids: list[int]
+    image: int
+    labels: list[int] | None = None
+
+
+@torch.inference_mode()
+def encode_corpus(
+    model: PixelBertForPreTraining,
+    processor: PixelBertProcessor,
+    corpus: Corpus,
+    images: Sequence[int],
+    *,
+    cache: FeatureCache | None = None,
+    blank: bool = False,
+    batch: int = 16,
+    show: bool = True,
+) -> PixelFeatures:
+    """Pixel embeddings of these images, each encoded once.
+
+    Args:
+        cache: stored trunk features to use instead of the photos.
+        blank: encode an evenly grey image of each photo's size instead.
+    """
+    parts: list[PixelFeatures] = []
+    to_tensor, size_for = processor.image_processor.to_tensor, processor.image_processor.size_for
+    with Tracker("encoding images", len(images), show=show) as tracker:
+        for start in range(0, len(images), batch):
+            rows = list(images[start : start + batch])
+            if cache is not None and not blank:
+                parts.append(model.pixelbert.pixel_embedding(cache.get(rows).to(model.device)))
+            else:
+                if blank:
+                    shapes = [size_for(*corpus.sizes[i]) for i in rows]
+                    pixels = [torch.zeros(3, height, width) for width, height in shapes]
+                else:
+                    pixels = [to_tensor(corpus.load_image(i)) for i in rows]
+                parts.append(model.encode_images([p.to(model.device) for p in pixels]))
+            tracker.advance(len(rows))
+    return PixelFeatures.concatenate(parts)
+
+
+@torch.inference_mode()
+def run_pairs(
+    model: PixelBertForPreTraining,
+    features: PixelFeatures,
+    sentences: Sequence[Sentence],
+    description: str,
+    *,
+    batch: int = 256,
+    show: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run all pairs, sentences of one length together.
+
+    Returns:
+        (P,) match logits, and (P, 3) of each pair's masked tokens: sum of losses, number right, number.
+    """
+    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i].ids))
+    match = np.empty(len(sentences))
+    masked = np.zeros((len(sentences), 3))
+    for start in track(range(0, len(order), batch), description, show=show):
+        rows = order[start : start + batch]
+        chosen = [sentences[i] for i in rows]
+        pad = partial(pad_to_longest, device=model.device)
+        labels = None
+        if chosen[0].labels is not None:
+            labels = pad([s.labels or [] for s in chosen], IGNORE)
+        output = model(
+            features,
+            input_ids=pad([s.ids for s in chosen], 0),
+            attention_mask=pad([[1] * len(s.ids) for s in chosen], 0),
+            image_index=torch.tensor([s.image for s in chosen], device=model.device),
+            token_labels=labels,
+        )
+        match[rows] = output.match_logits.float().cpu().numpy()
+        if labels is not None:
+            where = labels != IGNORE
+            true = labels[where]
+            losses = torch.nn.functional.cross_entropy(output.token_logits, true, reduction="none")
+            pair = where.nonzero()[:, 0].cpu().numpy()
+            right = (output.token_logits.argmax(-1) == true).double()
+            for column, values in enumerate((losses.double(), right, torch.ones_like(right))):
+                np.add.at(masked[:, column], np.asarray(rows)[pair], values.cpu().numpy())
+    return match, masked
+
+
+def pad_to_longest(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+    """(rows, longest row) filled up with `value`."""
+    padded = torch.full((len(rows), max(len(r) for r in rows)), value)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.tensor(row)
+    return padded.to(device)
+
+
+def evaluate_pretraining(
+    model: PixelBertForPreTraining,
+    processor: PixelBertProcessor,
+    corpus: Corpus,
+    *,
+    examples: int | None = None,
+    retrieval_images: int = 0,
+    captions_per_image: int = 1,
+    seed: int = 0,
+    cache: FeatureCache | None = None,
+    show: bool = True,
+) -> dict[str, float | int]:
+    """Measure MLM, ITM and zero-shot retrieval.
+
+    Args:
+        examples: how many examples, from the first; all if None.
+        retrieval_images: number of images, from the first, whose captions are ranked among each other; 0 for none.
+        captions_per_image: captions of each of them, from the first; 0 for all.
+        seed: of the masks and the mismatched sentences, which are the same for every model.
+        cache: stored features of a frozen CNN.
+
+    Returns:
+        itm_accuracy against a random caption of another image, and with blank photos (chance 0.5); mlm_loss and
+        mlm_accuracy with the right photo, with another photo and with a blank one; recall both ways.
+    """
+    was_training = model.training
+    model.eval()
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.float32):
+        result = _matching_and_masking(model, processor, corpus, examples, seed, cache, show)
+        if retrieval_images:
+            result |= _retrieval(model, processor, corpus, retrieval_images, captions_per_image, cache, show)
+    model.train(was_training)
+    return result
+
+
+def _matching_and_masking(
+    model: PixelBertForPreTraining,
+    processor: PixelBertProcessor,
+    corpus: Corpus,
+    limit: int | None,
+    seed: int,
+    cache: FeatureCache | None,
+    show: bool,
+) -> dict[str, float | int]:
+    chosen = range(len(corpus))[:limit]
+    own = {image: {corpus.text(e) for e in es} for image, es in corpus.examples_of_images().items()}
+    tokens: dict[int, list[int]] = {}
+    others, masks = [], []
+    for example in chosen:
+        rng = keyed_rng(seed, example)
+        other = mismatched_example(corpus, example, own[int(corpus.image_of[example])], rng)
+        for e in (example, other):
+            if e not in tokens:
+                tokens[e] = processor.tokenizer(
+                    corpus.text(e), truncation=True, max_length=processor.max_length
+                )["input_ids"]
+        others.append(other)
+        masks.append(mask_tokens(np.array(tokens[example]), processor.tokenizer, 0.15, rng))
+    used = sorted({int(corpus.image_of[e]) for e in [*chosen, *others]})
+    row = {image: i for i, image in enumerate(used)}
+    image_row = [row[int(i)] if int(i) in row else -1 for i in corpus.image_of]
+    encode = partial(encode_corpus, model, processor, corpus, used, cache=cache, show=show)
+    run = partial(run_pairs, model, show=show)
+
+    matching = [Sentence(tokens[e], image_row[e]) for e in chosen]
+    matching += [Sentence(tokens[o], image_row[e]) for e, o in zip(chosen, others, strict=True)]
+    right = np.arange(len(matching)) < len(chosen)
+    with_photo = [
+        Sentence(shown.tolist(), image_row[e], labels.tolist())
+        for e, (shown, labels) in zip(chosen, masks, strict=True)
+    ]
+    with_other = [
+        Sentence(s.ids, image_row[o], s.labels) for s, o in zip(with_photo, others, strict=True)
+    ]
+    features, blank = encode(), encode(blank=True)
+    result: dict[str, float | int] = {
+        "examples": len(chosen),
+        "itm_accuracy": float(((run(features, matching, "matching")[0] > 0) == right).mean()),
+        "itm_accuracy_blank": float(((run(blank, matching, "matching, blank photos")[0] > 0) == right).mean()),
+    }
+    for name, pixels, sentences in (
+        ("", features, with_photo),
+        ("_other_photo", features, with_other),
+        ("_blank", blank, with_photo),
+    ):
+        loss, correct, count = run(pixels, sentences, f"masked words{name.replace('_', ' ')}")[1].sum(0)
+        result |= {f"mlm_loss{name}": float(loss / count), f"mlm_accuracy{name}": float(correct / count)}
+    return result
+
+
+def _retrieval(
+    model: PixelBertForPreTraining,
+    processor: PixelBertProcessor,
+    corpus: Corpus,
+    images: int,
+    captions_per_image: int,
+    cache: FeatureCache | None,
+    show: bool,
+) -> dict[str, float | int]:
+    groups = corpus.examples_of_images(images)
+    captions = [e for es in groups.values() for e in (es[:captions_per_image] if captions_per_image else es)]
+    rows = {image: i for i, image in enumerate(groups)}
+    caption_image = np.array([rows[int(corpus.image_of[e])] for e in captions])
+    tokens = processor.tokenizer(
+        [corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length
+    )["input_ids"]
+    features = encode_corpus(model, processor, corpus, list(groups), cache=cache, show=show)
+    pairs = [Sentence(ids, image) for ids in tokens for image in range(len(groups))]
+    scores = run_pairs(model, features, pairs, "all pairs", show=show)[0].reshape(len(captions), len(groups)).T
+    recall = recall_at_k(scores, caption_image)
+    return {"retrieval_images": len(groups), "retrieval_captions": len(captions)} | recall

@@ -1,0 +1,1 @@
+"""Training: the typed recipe, optimisers and schedules, checkpoints, the loop."""

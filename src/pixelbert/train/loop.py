@@ -1,0 +1,240 @@
+"""The training loop: setup, then steps, from top to bottom.
+
+A step is the same on any number of devices: its examples, masks and mismatches depend on (seed, step) alone, its losses
+are normalised over the whole step, and it is accumulated from as many micro-batches as the devices need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch.utils.data import DataLoader
+
+from pixelbert.data.corpus import Corpus
+from pixelbert.data.feature_cache import FeatureCache, build_feature_cache
+from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.data.sampler import ExampleOrder
+from pixelbert.data.sources.scenes import resolve_scenes
+from pixelbert.model.modeling import PixelBertForPreTraining
+from pixelbert.progress import Tracker, console
+from pixelbert.tasks.pretraining import PretrainingBatch, PretrainingData, batch_keys, pretraining_loss
+from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
+from pixelbert.train import checkpoint
+from pixelbert.train.optim import build_optimizers, build_scheduler
+from pixelbert.train.recipe import Recipe
+from pixelbert.train.setup import build_model, build_processor
+
+
+def train(recipe: Recipe) -> Path:
+    """Run a recipe to its end, or go on with it where it stopped.
+
+    Returns:
+        The folder of the finished model.
+
+    Raises:
+        PixelBertError: data, weights or the output folder don't fit the recipe.
+    """
+    output = Path(recipe.output)
+    final = output / "final"
+    accelerator = Accelerator(
+        mixed_precision="bf16" if recipe.precision == "bf16" else "no",
+        log_with=recipe.trackers or None,
+        project_dir=output,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        step_scheduler_with_optimizer=False,
+    )
+    main = accelerator.is_main_process
+    settings = dataclasses.asdict(recipe)
+    if main:
+        checkpoint.claim(output, settings)
+    accelerator.wait_for_everyone()
+    if final.exists():
+        if main:
+            console.print(f"{output} is finished; its model is in {final}. Choose another --output to train again.")
+        return final
+
+    # What to learn from.
+    with accelerator.main_process_first():
+        corpus = Corpus(resolve_scenes(recipe.data.train, output / "data"))
+        validation = Corpus(resolve_scenes(recipe.data.validation, output / "data")) if recipe.data.validation else None
+    examples = recipe.batch_size // recipe.task.pairs_per_example
+    order = ExampleOrder(corpus.image_of, examples, recipe.data.sentences_per_image, recipe.seed)
+    steps = order.steps(recipe.epochs)
+
+    # What learns.
+    torch.manual_seed(recipe.seed)
+    processor = build_processor(recipe, corpus)
+    model, reports = build_model(recipe, processor.tokenizer)
+    model.to(accelerator.device)
+    if main:
+        for report in reports:
+            console.print(str(report))
+    caches: list[FeatureCache | None] = [None, None]
+    if recipe.model.cache_features:
+        with accelerator.main_process_first():
+            for i, (part, name) in enumerate(((corpus, "train"), (validation, "validation"))):
+                if part is not None:
+                    path = output / "features" / f"{name}.bf16"
+                    caches[i] = build_feature_cache(model.pixelbert, part, processor.image_processor, path)
+    optimizers = list(build_optimizers(model, recipe.optimizer).values())
+    schedulers = [build_scheduler(o, recipe.optimizer, order.epoch_of) for o in optimizers]
+    model, *prepared = accelerator.prepare(model, *optimizers, *schedulers)
+    optimizers, schedulers = prepared[: len(optimizers)], prepared[len(optimizers) :]
+    bare: PixelBertForPreTraining = accelerator.unwrap_model(model)
+
+    # Where it stands.
+    progress = checkpoint.restore(accelerator, output)
+    if recipe.trackers:
+        accelerator.init_trackers("logs", config=checkpoint.flatten(trackable(settings)))
+    data = PretrainingData(
+        recipe.task, corpus, processor, order, accelerator.process_index, accelerator.num_processes,
+        recipe.micro_batch_size, caches[0],
+    )  # fmt: skip
+    batches = iter(data_loader(data, progress.step, steps, recipe.data.workers))
+    if main:
+        describe(recipe, corpus, steps, accelerator, bare, progress.step)
+
+    model.train()
+    started, pairs_since, time_since = time.monotonic(), 0, time.monotonic()
+    with Tracker("training", steps, done=progress.step, show=main) as tracker:
+        for step in range(progress.step, steps):
+            torch.manual_seed(hash((recipe.seed, step, accelerator.process_index)))  # dropout, the same after a resume
+            sums: dict[str, torch.Tensor] = {}
+            count = data.micro_batches()
+            for micro in range(count):
+                batch: PretrainingBatch = next(batches).to(accelerator.device)
+                synchronise = micro == count - 1
+                with nullcontext() if synchronise else accelerator.no_sync(model):
+                    with accelerator.autocast():
+                        loss, parts = pretraining_loss(model, batch)
+                    # Processes average their gradients, and the losses of a step's parts must add up.
+                    accelerator.backward(loss * accelerator.num_processes)
+                for name, value in parts.items():
+                    sums[name] = sums.get(name, torch.zeros_like(value)) + value
+            if recipe.optimizer.clip is not None:
+                accelerator.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
+            for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            totals = accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
+            for name, total in zip(sums, totals, strict=True):
+                progress.window[name] = progress.window.get(name, 0.0) + total
+            progress.step = step + 1
+            pairs_since += recipe.batch_size
+
+            if progress.step % recipe.log_every == 0 or progress.step == steps:
+                row = logged_row(progress, recipe, order)
+                row["pairs_per_second"] = round(pairs_since / (time.monotonic() - time_since), 2)
+                row["lr"] = schedulers[0].get_last_lr()[0]
+                if main:
+                    checkpoint.append_line(output / "metrics.jsonl", row)
+                    accelerator.log({k: v for k, v in row.items() if k != "step"}, step=progress.step)
+                progress.window, pairs_since, time_since = {}, 0, time.monotonic()
+                tracker.advance(0, note=f"loss {row['loss']:.4f}")
+            last = progress.step == steps
+            if validation is not None and (last or due(progress.step, recipe.evaluate_every)):
+                if main:
+                    limit = recipe.evaluate_examples
+                    row = evaluate_pretraining(
+                        bare, processor, validation, examples=limit, seed=recipe.seed, cache=caches[1], show=False
+                    )
+                    checkpoint.append_line(output / "validation.jsonl", {"step": progress.step, **row})
+                    accelerator.log({f"validation/{k}": v for k, v in row.items()}, step=progress.step)
+                    console.print(f"step {progress.step}: {summary(row)}")
+                accelerator.wait_for_everyone()
+            if not last and due(progress.step, recipe.checkpoint_every):
+                checkpoint.save(accelerator, output, progress, recipe.keep_checkpoints)
+            tracker.advance()
+
+    if main:
+        finish(bare, processor, output, time.monotonic() - started)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return final
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (never if 0) happens after this one."""
+    return every > 0 and step % every == 0
+
+
+def data_loader(data: PretrainingData, first_step: int, steps: int, workers: int) -> DataLoader:
+    """Batches of the rest of the run, in order."""
+    return DataLoader(
+        data,
+        batch_size=None,
+        sampler=list(batch_keys(data, first_step, steps)),  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=as_it_is,
+        prefetch_factor=4 if workers else None,
+        persistent_workers=False,
+    )
+
+
+def as_it_is(batch: PretrainingBatch) -> PretrainingBatch:
+    """The data set makes whole batches already."""
+    return batch
+
+
+def logged_row(progress: checkpoint.Progress, recipe: Recipe, order: ExampleOrder) -> dict[str, Any]:
+    """One line of metrics.jsonl: means over the steps since the last one, in full precision."""
+    passed = progress.step % recipe.log_every or recipe.log_every
+    means = {name: total / passed for name, total in progress.window.items()}
+    loss = sum(value for name, value in means.items() if name.endswith("_loss"))
+    return {"step": progress.step, "epoch": order.epoch_of(progress.step), "loss": loss, **means}
+
+
+def summary(row: dict[str, float | int]) -> str:
+    """The figures that matter, beside their controls, in one line."""
+    return (
+        f"ITM accuracy {row['itm_accuracy']:.3f} (blank photos {row['itm_accuracy_blank']:.3f}), "
+        f"MLM loss {row['mlm_loss']:.3f} (another photo {row['mlm_loss_other_photo']:.3f})"
+    )
+
+
+def trackable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as TensorBoard takes them: lists as text."""
+    return {
+        key: trackable(value) if isinstance(value, dict) else str(value) if isinstance(value, list) else value
+        for key, value in settings.items()
+        if value is not None
+    }
+
+
+def describe(
+    recipe: Recipe, corpus: Corpus, steps: int, accelerator: Accelerator, model: PixelBertForPreTraining, step: int
+) -> None:
+    """Say what is about to run."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    share = recipe.batch_size / accelerator.num_processes
+    accumulation = -(-share // recipe.micro_batch_size)
+    console.print(
+        f"{len(corpus):,} sentences of {len(corpus.sizes):,} images; {trained:,} of {total:,} weights are trained\n"
+        f"{steps:,} steps of {recipe.batch_size} pairs on {accelerator.num_processes} x {accelerator.device.type}, "
+        f"{accumulation:.0f} micro-batches each, {recipe.precision}"
+        + (f"; going on after step {step:,}" if step else "")
+    )
+
+
+def finish(model: PixelBertForPreTraining, processor: PixelBertProcessor, output: Path, seconds: float) -> None:
+    """Write DIR/final aside and rename it."""
+    aside = output / "final.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    processor.save_pretrained(aside)
+    for file in aside.iterdir():
+        with file.open("rb") as f:
+            os.fsync(f.fileno())
+    aside.rename(output / "final")
+    console.print(f"finished in {seconds / 60:.1f} minutes; the model is in {output / 'final'}")

@@ -1,0 +1,52 @@
+"""Optimisers and schedules of paper section 4.1: SGD for the CNN, AdamW for the rest, milestones, warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from pixelbert.model.modeling import PixelBertPreTrainedModel
+from pixelbert.train.recipe import OptimizerRecipe
+
+Groups = list[dict[str, object]]
+
+
+def decay_groups(named: list[tuple[str, nn.Parameter]], weight_decay: float) -> Groups:
+    """Weights that decay, and the biases and norms (one-dimensional) that don't."""
+    trained = [p for _, p in named if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizers(model: PixelBertPreTrainedModel, recipe: OptimizerRecipe) -> dict[str, Optimizer]:
+    """"transformer" (AdamW) and, unless the CNN is frozen, "cnn" (SGD)."""
+    backbone = [(n, p) for n, p in model.named_parameters() if ".backbone." in f".{n}"]
+    rest = [(n, p) for n, p in model.named_parameters() if ".backbone." not in f".{n}"]
+    optimizers: dict[str, Optimizer] = {
+        "transformer": AdamW(decay_groups(rest, recipe.weight_decay), lr=recipe.lr)
+    }
+    if any(p.requires_grad for _, p in backbone):
+        groups = decay_groups(backbone, recipe.cnn_weight_decay)
+        optimizers["cnn"] = SGD(groups, lr=recipe.cnn_lr, momentum=recipe.cnn_momentum)
+    return optimizers
+
+
+def schedule(recipe: OptimizerRecipe, epoch_of: Callable[[int], float]) -> Callable[[int], float]:
+    """Factor of the learning rate at each step: linear warm-up, then divided by 10 after each milestone epoch."""
+
+    def factor(step: int) -> float:
+        warmup = min((step + 1) / recipe.warmup_steps, 1.0) if recipe.warmup_steps else 1.0
+        passed = sum(epoch_of(step) >= milestone for milestone in recipe.milestones)
+        return warmup * 0.1**passed
+
+    return factor
+
+
+def build_scheduler(optimizer: Optimizer, recipe: OptimizerRecipe, epoch_of: Callable[[int], float]) -> LambdaLR:
+    """A torch scheduler of `schedule`, stepped once a training step."""
+    return LambdaLR(optimizer, schedule(recipe, epoch_of))

@@ -1,0 +1,162 @@
+"""The typed recipe: everything that a run depends on. YAML, the command line and `--print_config` come from these classes.
+
+The defaults are those of paper section 4.1 with ResNet-50.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pixelbert.errors import PixelBertError
+from pixelbert.tasks.pretraining import Pretraining
+
+
+@dataclass
+class ModelRecipe:
+    """The network and what it starts from. Sizes left null are those of `text_init`, or of BERT-base without it.
+
+    Args:
+        backbone: the CNN: resnet50, resnext152_32x8d or resnet14_small.
+        backbone_init: its weights, a torchvision or timm state dict (.safetensors or .pth); random if null.
+        text_init: a transformers BERT checkpoint, a folder or a hub name (paper: bert-base-uncased); random if null.
+        tokenizer: folder or hub name of a WordPiece tokenizer; `text_init`'s if null; without either, a vocabulary is
+            learned from the training sentences.
+        vocab_size: of a learned vocabulary, at most.
+        stride_in_1x1: the first 1x1 convolution of a bottleneck halves the grid, not the 3x3 (see PixelBertConfig).
+        batch_norm: frozen, or train (for a CNN that starts at random).
+        freeze_backbone: don't train the CNN.
+        cache_features: with a frozen CNN, encode every image once and train on the stored features.
+        pixel_layer_norm: LayerNorm after the projection of pixel features (not in the paper).
+        pixel_positions: largest grid side with learned row and column positions; 0 for none, as in the paper.
+        hidden_size: width of the transformer.
+        num_hidden_layers: its depth.
+        num_attention_heads: heads of its attention.
+        intermediate_size: width of its feed-forward network.
+        dropout: of hidden states and attention.
+    """
+
+    backbone: str = "resnet50"
+    backbone_init: str | None = None
+    text_init: str | None = None
+    tokenizer: str | None = None
+    vocab_size: int = 8000
+    stride_in_1x1: bool = False
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    freeze_backbone: bool = False
+    cache_features: bool = False
+    pixel_layer_norm: bool = False
+    pixel_positions: int = 0
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.cache_features and not self.freeze_backbone:
+            raise PixelBertError(
+                "model.cache_features needs model.freeze_backbone: true, since the features of a CNN that learns change"
+            )
+
+
+@dataclass
+class DataRecipe:
+    """Prepared data sets, as DIR:SPLIT (or DIR:SPLIT,SPLIT); `scenes:N` is N generated scenes, which need no files.
+
+    Args:
+        train: what is learned from.
+        validation: what is measured during training; nothing if empty.
+        shortest_edge: pixels that an image's shorter side is scaled to.
+        longest_edge: limit of its longer side. Both sides are then snapped to multiples of 64.
+        max_length: tokens that a sentence is cut to.
+        sentences_per_image: sentences of one image that stand together in a step and share the CNN's work; 1 is the
+            paper's sampling.
+        workers: processes that load data beside each training process.
+    """
+
+    train: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    shortest_edge: int = 800
+    longest_edge: int = 1333
+    max_length: int = 64
+    sentences_per_image: int = 1
+    workers: int = 2
+
+
+@dataclass
+class OptimizerRecipe:
+    """Two optimisers: SGD for the CNN, AdamW for the rest (paper section 4.1). Biases and norms don't decay.
+
+    Args:
+        cnn_lr: learning rate of SGD.
+        cnn_weight_decay: its weight decay.
+        cnn_momentum: its momentum (not said in the paper).
+        lr: learning rate of AdamW.
+        weight_decay: its weight decay.
+        milestones: epochs after which both learning rates are divided by 10.
+        warmup_steps: linear warm-up of both (not in the paper; 0 to leave it out).
+        clip: largest norm of the gradient; null for no clipping, as in the paper.
+    """
+
+    cnn_lr: float = 1e-2
+    cnn_weight_decay: float = 5e-4
+    cnn_momentum: float = 0.9
+    lr: float = 1e-4
+    weight_decay: float = 1e-2
+    milestones: list[float] = field(default_factory=lambda: [25.0, 35.0])
+    warmup_steps: int = 1000
+    clip: float | None = None
+
+
+@dataclass
+class Recipe:
+    """One training run.
+
+    Args:
+        output: folder of the run; the same command on the same folder continues an unfinished run.
+        task: what is learned.
+        model: the network and its first weights.
+        data: what it learns from.
+        optimizer: how.
+        epochs: passes over the sentences.
+        batch_size: pairs a step over all devices, matched and mismatched counted (paper: 4096).
+        micro_batch_size: pairs that one device takes at once; the step is accumulated from as many as it needs.
+        precision: bf16 (autocast; weights, softmax, norms and losses stay in float32) or fp32.
+        seed: of every random choice.
+        log_every: steps between lines of metrics.jsonl.
+        evaluate_every: steps between measurements on the validation split; 0 for only at the end.
+        evaluate_examples: examples of the validation split that are measured during training.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of the newest stay.
+        trackers: where metrics go beside metrics.jsonl, by accelerate's names: tensorboard, wandb, ...
+    """
+
+    output: str = "runs/pretraining"
+    task: Pretraining = field(default_factory=Pretraining)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    epochs: float = 40.0
+    batch_size: int = 4096
+    micro_batch_size: int = 64
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = 0
+    log_every: int = 50
+    evaluate_every: int = 0
+    evaluate_examples: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+
+    def __post_init__(self) -> None:
+        n = self.task.pairs_per_example
+        for name in ("batch_size", "micro_batch_size"):
+            size = getattr(self, name)
+            if size < n or size % n:
+                raise PixelBertError(f"{name} is {size}; expected a multiple of {n} (a matched and a mismatched pair)")
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise PixelBertError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.epochs <= 0:
+            raise PixelBertError(f"epochs is {self.epochs}; expected a positive number")

@@ -1,0 +1,74 @@
+"""From a recipe to what trains: tokenizer, network with its first weights, optimisers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pixelbert.data.corpus import Corpus
+from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
+from pixelbert.errors import PixelBertError
+from pixelbert.model.configuration import PixelBertConfig
+from pixelbert.model.importing import LoadReport, bert_shape, load_backbone, load_bert
+from pixelbert.model.modeling import PixelBertForPreTraining
+from pixelbert.train.recipe import ModelRecipe, Recipe
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def build_tokenizer(recipe: ModelRecipe, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """The tokenizer that the recipe names, or one learned from the training sentences."""
+    source = recipe.tokenizer or recipe.text_init
+    if source is None:
+        return learn_tokenizer((corpus.text(i) for i in range(len(corpus))), recipe.vocab_size)
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise PixelBertError(
+            f"{source}: no tokenizer can be read there ({error}); model.tokenizer takes a folder or a hub name of a "
+            "BERT tokenizer"
+        ) from error
+
+
+def build_processor(recipe: Recipe, corpus: Corpus) -> PixelBertProcessor:
+    """The tokenizer and the image sizes of the recipe."""
+    tokenizer = build_tokenizer(recipe.model, corpus)
+    images = PixelBertImageProcessor(recipe.data.shortest_edge, recipe.data.longest_edge)
+    return PixelBertProcessor(images, tokenizer, recipe.data.max_length)
+
+
+def build_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PixelBertConfig:
+    """The network's shape: what the recipe says, then what the BERT checkpoint says, then BERT-base."""
+    shape = bert_shape(recipe.text_init) if recipe.text_init else {"vocab_size": len(tokenizer)}
+    shape |= {name: value for name in SIZES if (value := getattr(recipe, name)) is not None}
+    return PixelBertConfig(
+        backbone=recipe.backbone,
+        stride_in_1x1=recipe.stride_in_1x1,
+        batch_norm=recipe.batch_norm,
+        pixel_layer_norm=recipe.pixel_layer_norm,
+        pixel_positions=recipe.pixel_positions,
+        hidden_dropout_prob=recipe.dropout,
+        attention_probs_dropout_prob=recipe.dropout,
+        pad_token_id=tokenizer.pad_token_id,
+        **shape,
+    )
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[PixelBertForPreTraining, list[LoadReport]]:
+    """The network with its first weights, and what was loaded."""
+    model = PixelBertForPreTraining(build_config(recipe.model, tokenizer))
+    reports = []
+    if recipe.model.text_init:
+        reports.append(load_bert(model, recipe.model.text_init))
+    if recipe.model.backbone_init:
+        reports.append(load_backbone(model, Path(recipe.model.backbone_init)))
+    model.pixelbert.backbone.requires_grad_(not recipe.model.freeze_backbone)
+    if model.config.batch_norm == "frozen":
+        for norm in model.pixelbert.backbone.batch_norms():
+            norm.requires_grad_(False)
+    # A head that no loss reaches is not trained; distributed training insists on knowing.
+    model.mlm_head.requires_grad_(recipe.task.mlm)
+    model.itm_head.requires_grad_(recipe.task.itm)
+    model.pixelbert.pooler.requires_grad_(recipe.task.itm)
+    return model, reports
