@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make the virtual environment by themselves.
+#
+# On a machine with a GPU, install PyTorch's CUDA build first and let the rest follow:
+#   make venv TORCH="torch==2.13.0 --index-url URL-FROM-PYTORCH'S-INSTALL-PAGE"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test venv weights lint format clean
+
+demo: venv  ## train on the shipped photos and on generated scenes, write runs/demo/report.html
+	.venv/bin/python -m pixelbert.demo --output runs/demo
+
+test: venv  ## lint, types and tests; no network, no GPU
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest
+
+venv: .venv/ready
+
+# torch comes first, so that nothing that depends on it brings a build with CUDA along.
+.venv/ready: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet $(TORCH)
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+weights: venv  ## ImageNet ResNet-50 and MiniLM (180 MB), which some tests and recipes start from
+	.venv/bin/python tools/fetch_weights.py weights
+
+lint: venv
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: venv
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+clean:
+	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache

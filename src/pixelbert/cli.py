@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
+from transformers.utils import logging as transformers_logging
 
 from pixelbert.errors import PixelBertError
 
@@ -148,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(f"\npixelbert: there is no command {name!r}")
         return
     command = COMMANDS[name]
+    transformers_logging.disable_progress_bar()  # for a moment's work; what takes long has a bar of ours
     if name == "train" and arguments and not arguments[0].startswith("-"):
         arguments.insert(0, "--config")
     try:

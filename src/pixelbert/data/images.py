@@ -212,7 +212,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 @contextmanager
 def _pillow_errors(name: str) -> Iterator[None]:
-    """Turns whatever Pillow's decoders raise on damaged bytes, which is almost anything, into an ImageError."""
+    """Turns what Pillow's decoders raise on damaged bytes, almost anything, into an ImageError."""
     try:
         yield
     except ImageError:

@@ -261,7 +261,7 @@ class _Run:
         seen = self.summary.seen
         if not self.images and self.missing and self.missing == self.bad["image"]:
             complaint = f"none of the {self.missing:,} images is in {self.folder}: check --images"
-        elif any(self.bad[item] > max_bad * seen[item] for item in self.bad):
+        elif any(bad / seen[item] > max_bad for item, bad in self.bad.items() if bad):
             shares = " and ".join(
                 f"{self.bad[item]:,} of {seen[item]:,} {item}s ({self.bad[item] / seen[item]:.1%})"
                 for item in ("image", "sentence")

@@ -182,9 +182,9 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
             f"{folder} is of version {manifest['version']}, and this pixelbert reads up to {VERSION}: "
             "update pixelbert, or prepare it with this one"
         )
-    missing = [key for key in ("name", "counts", "files") if key not in manifest]
-    if missing:
-        raise PixelBertError(f"{folder / MANIFEST} lacks {missing[0]!r}: {again}")
+    for key, kind in (("name", str), ("counts", dict), ("files", dict)):
+        if not isinstance(manifest.get(key), kind):
+            raise PixelBertError(f"{folder / MANIFEST} lacks {key!r}, or it is of another type: {again}")
     for file, facts in manifest["files"].items():
         path = folder / file
         if not path.is_file():

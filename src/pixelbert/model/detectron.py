@@ -1,7 +1,7 @@
 """Detectron's ImageNet trunks (.pkl, caffe2 names) to ours.
 
-X-152-32x8d-IN5k of its model zoo has the shape of the paper's larger CNN (section 4.1). What such a file is, as
-Detectron's own configurations and loaders have it:
+X-152-32x8d-IN5k of its model zoo has the shape of the paper's larger CNN (section 4.1). What such a file
+is, as Detectron's own configurations and loaders have it:
 - names: `conv1_w` with `res_conv1_bn_s/_b`; `res{2..5}_{block}_branch2{a,b,c}_w` with `..._bn_s/_b`, and
   `_branch1` for the shortcut; alone or under "blobs".
 - an affine scale and shift in place of batch norm: its statistics are folded in already.
@@ -9,10 +9,10 @@ Detectron's own configurations and loaders have it:
 - the stride of 2: on the 3x3 convolution in the ResNeXts, on the first 1x1 in MSRA's ResNets
   (RESNETS.STRIDE_1X1).
 
-Ours takes RGB in [0, 1] with the ImageNet mean and deviation taken out. The difference is folded into the first
-convolution and the mean of its batch norm. That is exact except where the first convolution looks over the
-image's edge: it sees zeros there, which stand for the caffe means in Detectron and for the ImageNet means here.
-They are less than one grey level of 255 apart.
+Ours takes RGB in [0, 1] with the ImageNet mean and deviation taken out. The difference is folded into the
+first convolution and the mean of its batch norm. That is exact except where the first convolution looks
+over the image's edge: it sees zeros there, which stand for the caffe means in Detectron and for the
+ImageNet means here. They are less than one grey level of 255 apart.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ CAFFE_MEAN_BGR = (102.9801, 115.9465, 122.7717)  # Detectron's PIXEL_MEANS, of 2
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of 1
 IMAGENET_STD = (0.229, 0.224, 0.225)
 EPS = 1e-5  # of our batch norms
-# conv1_b: some files carry it, and Detectron's network, which has no bias there, never reads it.
-CLASSIFIER = re.compile(r"(pred|fc\d+)_[wb]|conv1_b|.*_momentum|lr|model_iter")
+# The classifier, the trainer's state, and conv1_b: some files carry it, and Detectron, whose convolution has no
+# bias there, never reads it.
+NOT_OF_THE_TRUNK = re.compile(r"(pred|fc\d+)_[wb]|conv1_b|.*_momentum|lr|model_iter")
 
 
 def convert_detectron(source: str | Path, out: str | Path) -> LoadReport:
     """Convert a Detectron ImageNet trunk to a .safetensors file for `load_backbone`.
 
     Args:
-        source: the .pkl as downloaded; which trunk it is, its tensors tell. It is read as data: numpy arrays alone
-            are admitted, and no code runs.
-        out: the .safetensors file to write; it appears whole or not at all. Its metadata state the backbone and
-            the place of the stride.
+        source: the .pkl as downloaded; which trunk it is, its tensors tell. It is read as data: numpy
+            arrays alone are admitted, and no code runs.
+        out: the .safetensors file to write; it appears whole or not at all. Its metadata state the backbone
+            and the place of the stride.
 
     Returns:
         what was converted (under our names), and what was left out (under theirs).
@@ -78,15 +79,16 @@ def convert_detectron(source: str | Path, out: str | Path) -> LoadReport:
             state[key] = torch.tensor(blobs[blob], dtype=torch.float32)
             if state[key].shape != like.shape:
                 raise PixelBertError(
-                    f"{source}: {blob} is {tuple(state[key].shape)}, and {tuple(like.shape)} in a {name}, so this "
-                    "is another network; give Detectron's own file"
+                    f"{source}: {blob} is {tuple(state[key].shape)}, and {tuple(like.shape)} in a {name}, so "
+                    "this is another network; give Detectron's own file"
                 )
             used.add(blob)
-    unknown = [b for b in blobs if b not in used and not CLASSIFIER.fullmatch(b)]
+    unknown = [b for b in blobs if b not in used and not NOT_OF_THE_TRUNK.fullmatch(b)]
     if unknown:
         raise PixelBertError(
-            f"{source}: a {name} has no place for {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}; "
-            "give an ImageNet model as Detectron publishes it, not a detector"
+            f"{source}: a {name} has no place for "
+            f"{', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}; give an ImageNet model as "
+            "Detectron publishes it, not a detector"
         )
     _take_normalised_rgb(state)
     stride_in_1x1 = shape.groups == 1
@@ -95,6 +97,7 @@ def convert_detectron(source: str | Path, out: str | Path) -> LoadReport:
     partial = out.with_name(out.name + ".part")
     try:
         save_file(state, partial, metadata=metadata)
+        partial.chmod(0o644)  # save_file lets nobody but its owner read
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
@@ -123,8 +126,8 @@ def caffe_name(key: str) -> str:
 def _take_normalised_rgb(state: dict[str, Tensor]) -> None:
     """Fold the difference of the inputs into the first layer, in place.
 
-    Theirs is s W (255 (std z + mean) - caffe mean) + b for our normalised input z: the factor of z goes into W,
-    the rest, negated, into the mean that batch norm subtracts.
+    Theirs is s W (255 (std z + mean) - caffe mean) + b for our normalised input z: the factor of z goes
+    into W, the rest, negated, into the mean that batch norm subtracts.
     """
     weight = state["conv1.weight"].double().flip(1)  # (C, 3, 7, 7), now RGB
     mean, std = (torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
@@ -137,8 +140,8 @@ def _recognise(source: Path, blobs: Mapping[str, np.ndarray]) -> tuple[str, Back
     """Which of our backbones the blobs are: blocks a stage, groups and widths."""
     if any(b.endswith(("_bn_rm", "_bn_riv")) for b in blobs):
         raise PixelBertError(
-            f"{source}: has batch norm's statistics (*_bn_rm), so it is detectron2's conversion with another input "
-            "scaling; give Detectron's own file (X-152-32x8d-IN5k.pkl of its model zoo)"
+            f"{source}: has batch norm's statistics (*_bn_rm), so it is detectron2's conversion with another "
+            "input scaling; give Detectron's own file (X-152-32x8d-IN5k.pkl of its model zoo)"
         )
     layers = tuple(
         len({m[1] for b in blobs if (m := re.match(rf"res{stage}_(\d+)_branch2a_w$", b))})
@@ -150,8 +153,8 @@ def _recognise(source: Path, blobs: Mapping[str, np.ndarray]) -> tuple[str, Back
         if (layers, stem[:1], middle[:2]) == (shape.layers, (shape.stem,), (width, width // shape.groups)):
             return name, shape
     raise PixelBertError(
-        f"{source}: {'-'.join(map(str, layers))} blocks a stage after a first convolution of shape {stem}, which "
-        f"is none of {', '.join(BACKBONES)}; the paper's larger CNN is Detectron's X-152-32x8d-IN5k.pkl"
+        f"{source}: {'-'.join(map(str, layers))} blocks a stage after a first convolution of shape {stem}, "
+        f"which is none of {', '.join(BACKBONES)}; the paper's larger CNN is Detectron's X-152-32x8d-IN5k.pkl"
     )
 
 
@@ -178,7 +181,7 @@ def read_blobs(path: Path) -> dict[str, np.ndarray]:
             f"{path}: expected a dict of arrays, alone or under 'blobs', as Detectron publishes"
         )
     arrays = {str(k): v for k, v in blobs.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
-    others = [str(k) for k in blobs if str(k) not in arrays and not CLASSIFIER.fullmatch(str(k))]
+    others = [str(k) for k in blobs if str(k) not in arrays and not NOT_OF_THE_TRUNK.fullmatch(str(k))]
     if others:
         raise PixelBertError(
             f"{path}: no array of floats under {', '.join(others[:5])}; download the file again"
@@ -196,7 +199,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 class _ArrayUnpickler(pickle.Unpickler):
     """Admits what numpy arrays are made of, and refuses to import anything else."""
 
-    ADMITTED: dict[tuple[str, str], Any] = {  # noqa: RUF012
+    ADMITTED: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
         ("_codecs", "encode"): _encode,

@@ -87,8 +87,9 @@ def copy_checked(
     for name, tensor in state.items():
         if tensor.shape != target[name].shape:
             raise PixelBertError(
-                f"{source}: {name} is {tuple(tensor.shape)} in the file and {tuple(target[name].shape)} in the "
-                "model; nothing was loaded. Choose the model's shape to fit the file in the recipe's model section"
+                f"{source}: {name} is {tuple(tensor.shape)} in the file and {tuple(target[name].shape)} in "
+                "the model; nothing was loaded. Choose the model's shape to fit the file in the recipe's "
+                "model section"
             )
     for name, tensor in state.items():
         target[name].copy_(tensor)

@@ -1,7 +1,8 @@
 """The CNN trunk (paper section 3.2, "Image Feature Embedding"): ResNet-50 and ResNeXt-152 32x8d.
 
-Modules carry torchvision's parameter names, so torchvision and timm state dicts load unchanged. There is no classifier:
-the trunk ends after stage 5 (`layer4`), at 1/32 of the image's sides. Shapes: I images, H x W their sides, C channels.
+Modules carry torchvision's parameter names, so torchvision and timm state dicts load unchanged. There is no
+classifier: the trunk ends after stage 5 (`layer4`), at 1/32 of the image's sides. Shapes: I images, H x W their
+sides, C channels.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels: int, planes: int, stride: int, shape: BackboneShape, stride_in_1x1: bool) -> None:
+    def __init__(
+        self, channels: int, planes: int, stride: int, shape: BackboneShape, stride_in_1x1: bool
+    ) -> None:
         super().__init__()
         width = planes * shape.width_per_group // 64 * shape.groups
         out = planes * self.expansion
@@ -70,11 +73,13 @@ class ResNet(nn.Module):
     Args:
         shape: depth and width.
         stride_in_1x1: see `PixelBertConfig`.
-        frozen_batch_norm: normalise with the stored statistics and never change scale and shift. An image's features
-            then don't depend on the images beside it, in training too.
+        frozen_batch_norm: normalise with the stored statistics and never change scale and shift. An image's
+            features then don't depend on the images beside it, in training too.
     """
 
-    def __init__(self, shape: BackboneShape, *, stride_in_1x1: bool = False, frozen_batch_norm: bool = True) -> None:
+    def __init__(
+        self, shape: BackboneShape, *, stride_in_1x1: bool = False, frozen_batch_norm: bool = True
+    ) -> None:
         super().__init__()
         self.shape = shape
         self.frozen_batch_norm = frozen_batch_norm
@@ -101,7 +106,8 @@ class ResNet(nn.Module):
     def train(self, mode: bool = True) -> ResNet:
         super().train(mode)
         if self.frozen_batch_norm:
-            for norm in self.batch_norms():  # here, and not only when built: from_pretrained makes new parameters
+            # Here, and not only when built: from_pretrained makes new parameters, then calls eval().
+            for norm in self.batch_norms():
                 norm.eval().requires_grad_(False)
         return self
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
 
 from pixelbert.data.corpus import Corpus
@@ -49,7 +48,6 @@ def train(recipe: Recipe) -> Path:
         mixed_precision="bf16" if recipe.precision == "bf16" else "no",
         log_with=recipe.trackers or None,
         project_dir=output,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         step_scheduler_with_optimizer=False,
     )
     main = accelerator.is_main_process
@@ -75,6 +73,7 @@ def train(recipe: Recipe) -> Path:
     processor = build_processor(recipe, corpus)
     model, reports = build_model(recipe, processor.tokenizer)
     model.to(accelerator.device)
+    model.pixelbert.backbone.to(memory_format=torch.channels_last)
     if main:
         for report in reports:
             console.print(str(report))

@@ -185,7 +185,8 @@ def require(data: Any, path: Path, kind: type, keys: dict[str, type], expected: 
     """
     hint = _other_format(data)
     tail = f" This looks like {hint}" if hint and hint[0] != expected else ""
-    if not isinstance(data, kind):
+    fits: bool = isinstance(data, kind)
+    if not fits:
         names: dict[type, str] = {dict: "an object", list: "an array"}
         found = names.get(type(data), type(data).__name__)
         raise PixelBertError(

@@ -1,0 +1,85 @@
+"""Shared by all tests: a model of a few thousand weights, and where the published weights lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pixelbert import PixelBertConfig, PixelBertForPreTraining
+
+WEIGHTS = Path(os.environ.get("PIXELBERT_WEIGHTS", Path(__file__).parents[1] / "weights"))
+WEIGHT_FILES = ("resnet50_imagenet.safetensors", "minilm/model.safetensors")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without the published weights, leave out the tests that need them."""
+    if all((WEIGHTS / name).is_file() for name in WEIGHT_FILES):
+        return
+    needing = [item for item in items if item.get_closest_marker("weights")]
+    if needing:
+        items[:] = [item for item in items if item not in needing]
+        config.hook.pytest_deselected(items=needing)
+        config.stash[LEFT_OUT] = len(needing)
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if number := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(
+            f"{number} tests left out: they need published weights, and {WEIGHTS} does not have them. "
+            "`make weights` gets them (about 180 MB), or set PIXELBERT_WEIGHTS to their folder.",
+            yellow=True,
+        )
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """The folder that `make weights` fills."""
+    return WEIGHTS
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., PixelBertConfig]:
+    """The configuration of a model small enough for property tests; any field can be given another value."""
+
+    def make(**changes: Any) -> PixelBertConfig:
+        fields: dict[str, Any] = {
+            "backbone": "resnet14_small",
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 24,
+            "initializer_range": 0.15,  # large, so that outputs depend on every input
+        }
+        return PixelBertConfig(**fields | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: Callable[..., PixelBertConfig]) -> Callable[..., PixelBertForPreTraining]:
+    """Makes the same seeded tiny model each time, in evaluation mode, with batch norms that do something."""
+
+    def make(**changes: Any) -> PixelBertForPreTraining:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = PixelBertForPreTraining(tiny_config(**changes))
+            for norm in model.pixelbert.backbone.batch_norms():
+                torch.nn.init.uniform_(norm.get_buffer("running_mean"), -0.3, 0.3)
+                torch.nn.init.uniform_(norm.get_buffer("running_var"), 0.5, 2.0)
+                torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+                torch.nn.init.uniform_(norm.bias, -0.3, 0.3)
+            # Features of order one, as real ones are: a random CNN's are not.
+            torch.nn.init.normal_(model.pixelbert.pixel_embedding.projection.weight, std=0.02)
+        return model.eval()
+
+    return make

@@ -1,0 +1,279 @@
+"""Opening photos: odd kinds come out right, broken ones as an ImageError, Pillow's state is untouched."""
+
+import os
+import random
+import tracemalloc
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from data_builders import encoded, photo, png_header
+from pixelbert.data.images import MIN_SIDE, ImageError, check_image, image_size, open_image
+
+
+def pixel(image: Image.Image, x: int = 3, y: int = 3) -> tuple[int, ...]:
+    value = image.getpixel((x, y))
+    assert isinstance(value, tuple)
+    return value
+
+
+def close(found: tuple[int, ...], expected: tuple[int, ...], by: int = 6) -> bool:
+    return all(abs(a - b) <= by for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF"])
+def test_formats_from_path_bytes_and_image(tmp_path: Path, kind: str) -> None:
+    data = encoded(photo(200), kind)
+    path = tmp_path / "photo"
+    path.write_bytes(data)
+    for source in (path, str(path), data, Image.open(path)):
+        image = open_image(source)
+        assert image.mode == "RGB"
+        assert image.size == image_size(source) == check_image(source) == (40, 32)
+        assert close(pixel(image), (20, 200, 200), 12)
+
+
+def test_cmyk_becomes_the_colour_it_prints() -> None:
+    cmyk = Image.new("CMYK", (20, 20), (0, 255, 255, 0))
+    assert close(pixel(open_image(encoded(cmyk, "JPEG", quality=95))), (255, 0, 0))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (257, 1), (32768, 128), (65535, 255)])
+def test_16_bit_grey_is_scaled_not_clipped(kind: str, value: int, expected: int) -> None:
+    grey = Image.fromarray(np.full((20, 20), value, np.uint16))
+    assert pixel(open_image(encoded(grey, kind))) == (expected,) * 3
+
+
+def test_16_bit_pgm_is_scaled() -> None:
+    data = b"P5 20 20 65535\n" + (32768).to_bytes(2, "big") * 400
+    assert pixel(open_image(data)) == (128,) * 3
+
+
+@pytest.mark.parametrize("value", [-5, 70_000])
+def test_32_bit_grey_without_an_agreed_range_is_refused(value: int) -> None:
+    with pytest.raises(ImageError, match="32-bit"):
+        open_image(Image.fromarray(np.full((20, 20), value, np.int32)), "deep.tif")
+    with pytest.raises(ImageError, match="floating-point"):
+        open_image(encoded(Image.new("F", (20, 20), 0.5), "TIFF"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_transparency_is_laid_on_white(mode: str) -> None:
+    if mode == "P":
+        image = Image.new("P", (20, 20), 7)
+        image.putpalette([0, 0, 0] * 256)
+        data = encoded(image, "PNG", transparency=7)
+    elif mode in ("RGB", "L"):
+        colour = (0, 0, 0) if mode == "RGB" else 0
+        data = encoded(Image.new(mode, (20, 20), colour), "PNG", transparency=colour)
+    else:
+        data = encoded(Image.new(mode, (20, 20), 0), "PNG")
+    assert pixel(open_image(data)) == (255, 255, 255)
+    half = Image.new("RGBA", (20, 20), (0, 0, 0, 128))
+    assert close(pixel(open_image(half)), (127, 127, 127), 1)
+
+
+def test_palette_and_bilevel() -> None:
+    palette = photo(200).quantize(8)
+    assert close(pixel(open_image(encoded(palette, "PNG"))), (20, 200, 200), 10)
+    assert pixel(open_image(encoded(Image.new("1", (20, 20), 1), "PNG"))) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_animation_gives_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ((250, 0, 0), (0, 0, 250), (0, 250, 0))]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert close(pixel(open_image(data)), (250, 0, 0), 10)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(kind: str, orientation: int) -> None:
+    upright = Image.new("RGB", (48, 32), "black")
+    upright.paste((250, 250, 250), (0, 0, 24, 16))  # the top left quarter is light
+    turn = Image.Transpose
+    undo = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE}
+    undo |= {6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, kind, exif=exif)
+    image = open_image(data)
+    assert image.size == image_size(data) == (48, 32)
+    assert [pixel(image, x, y)[0] > 128 for x, y in ((4, 4), (44, 4), (4, 28), (44, 28))] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert not image.getexif()  # or the next reader would turn it again
+    assert open_image(image).tobytes() == image.tobytes()
+
+
+def test_broken_exif_does_not_cost_the_photo() -> None:
+    assert open_image(encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")).size == (40, 32)
+
+
+def test_a_given_image_is_left_as_it_was() -> None:
+    image = Image.new("RGB", (20, 20), "red")
+    image.info["note"] = "mine"
+    result = open_image(image)
+    result.paste("blue", (0, 0, 20, 20))
+    assert pixel(image) == (255, 0, 0)
+    assert image.info == {"note": "mine"}
+
+
+def truncated(kind: str) -> bytes:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    data = encoded(noise, kind)
+    return data[: len(data) // 2]
+
+
+REFUSED = {
+    "zero bytes": (b"", "empty"),
+    "cut JPEG": (truncated("JPEG"), "cut short"),
+    "cut PNG": (truncated("PNG"), "cut short"),
+    "cut WebP": (truncated("WEBP"), "cut short"),
+    "cut TIFF": (truncated("TIFF"), "cut short"),
+    "text": (b"this is no image\n" * 20, "not an image"),
+    "web page": (b"<!DOCTYPE html><html><body>404</body></html>", "web page"),
+    "PostScript": (encoded(photo(), "EPS"), "not an image"),
+    "one pixel": (encoded(Image.new("RGB", (1, 1)), "PNG"), "1 x 1"),
+    "below the least side": (encoded(Image.new("RGB", (MIN_SIDE - 1, 100)), "PNG"), "at least 16"),
+    "30,000 x 1": (encoded(Image.new("RGB", (30_000, 1)), "PNG"), "30000 x 1"),
+    "too long": (encoded(Image.new("RGB", (16 * 20 + 1, 16)), "PNG"), "20 times"),
+    "30,000 x 30,000": (png_header(30_000, 30_000), "pixels"),
+    "120 million pixels": (png_header(12_000, 10_000), "pixels"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_name_the_file_and_what_to_do(tmp_path: Path, name: str) -> None:
+    data, message = REFUSED[name]
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(data)
+    for source, called in ((path, str(path)), (data, "picture 7")):
+        with pytest.raises(ImageError, match=message) as caught:
+            open_image(source, "" if source is path else called)
+        assert called in str(caught.value)
+        assert any(word in str(caught.value) for word in ("download", "leave it out", "Leave it out"))
+
+
+def test_limits_themselves_are_accepted() -> None:
+    assert open_image(encoded(Image.new("RGB", (320, 16)), "PNG")).size == (320, 16)
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"x")
+    for path, message in (
+        (tmp_path, "folder"),
+        (tmp_path / "pipe", "regular"),
+        (tmp_path / "gone.jpg", "does not exist"),
+        (tmp_path / "file" / "below.jpg", "does not exist"),
+        (tmp_path / "nul\0.jpg", "cannot be read"),
+        (tmp_path / ("long" * 100), "cannot be read"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            open_image(path)
+
+
+def test_a_huge_image_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    tracemalloc.start()
+    for size in ((30_000, 30_000), (12_000, 10_000)):
+        for function in (open_image, image_size, check_image):
+            with pytest.raises(ImageError, match=r"too many pixels|more than"):
+                function(png_header(*size))
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_image_size_takes_the_header_only() -> None:
+    # 94.5 million pixels: allowed, though Pillow would warn of a decompression bomb.
+    big = encoded(Image.new("1", (9_000, 10_500)), "BMP")[:200]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert image_size(big) == (9_000, 10_500)
+        with pytest.raises(ImageError, match="cut short"):
+            open_image(truncated("BMP"))
+
+
+def test_no_warning_leaks_and_global_state_stays() -> None:
+    before = (
+        Image.MAX_IMAGE_PIXELS,
+        ImageFile.LOAD_TRUNCATED_IMAGES,
+        list(warnings.filters),
+        warnings.showwarning,
+    )
+    palette = Image.new("P", (20, 20), 1)
+    sources = [encoded(palette, "PNG", transparency=bytes([0] * 3)), *(data for data, _ in REFUSED.values())]
+
+    def attempt(data: bytes) -> None:
+        with suppress(ImageError):
+            open_image(data)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(attempt, sources * 10))
+    assert not caught
+    after = (
+        Image.MAX_IMAGE_PIXELS,
+        ImageFile.LOAD_TRUNCATED_IMAGES,
+        list(warnings.filters),
+        warnings.showwarning,
+    )
+    assert after == before
+
+
+def only_image_errors(data: bytes) -> None:
+    """Opens bytes that may be anything: an image within the limits comes out, or an ImageError."""
+    try:
+        image = open_image(data)
+    except ImageError:
+        return
+    assert image.mode == "RGB"
+    assert min(image.size) >= MIN_SIDE
+    assert image_size(data) == image.size
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.binary(max_size=300))
+def test_fuzz_random_bytes(data: bytes) -> None:
+    only_image_errors(data)
+
+
+SEEDS = [
+    encoded(photo(), kind)
+    for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000", "PPM", "AVIF")
+]
+SEEDS += [
+    encoded(Image.fromarray(np.full((20, 20), 999, np.uint16)), "PNG"),
+    encoded(photo().quantize(8), "PNG"),
+]
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.sampled_from(SEEDS), st.integers(0, 2**32), st.integers(1, 12))
+def test_fuzz_mutated_files(data: bytes, seed: int, changes: int) -> None:
+    draw = random.Random(seed)
+    mutated = bytearray(data)
+    for _ in range(changes):
+        place = draw.randrange(min(len(mutated), 200) if draw.random() < 0.7 else len(mutated))
+        action = draw.random()
+        if action < 0.7:
+            mutated[place] = draw.choice((0, 1, 127, 255, draw.randrange(256)))
+        elif action < 0.85:
+            del mutated[place : place + draw.randrange(1, 9)]
+        else:
+            mutated[place:place] = draw.randbytes(draw.randrange(1, 9))
+    only_image_errors(bytes(mutated))
