@@ -12,6 +12,9 @@ import torch
 
 from pixelbert import PixelBertConfig, PixelBertForPreTraining
 
+# The models here are tiny: one thread is as fast as two, and far faster on a busy machine.
+torch.set_num_threads(1)
+
 WEIGHTS = Path(os.environ.get("PIXELBERT_WEIGHTS", Path(__file__).parents[1] / "weights"))
 WEIGHT_FILES = ("resnet50_imagenet.safetensors", "minilm/model.safetensors")
 

@@ -1,4 +1,4 @@
-"""What several tests share: seeded inputs and trunks, and the same networks from transformers to compare with."""
+"""What several tests share: seeded inputs and trunks, and the same CNN from transformers."""
 
 from __future__ import annotations
 

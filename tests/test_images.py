@@ -226,6 +226,8 @@ def test_no_warning_leaks_and_global_state_stays() -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(attempt, sources * 10))
     assert not caught
+    for data in sources:
+        attempt(data)
     after = (
         Image.MAX_IMAGE_PIXELS,
         ImageFile.LOAD_TRUNCATED_IMAGES,

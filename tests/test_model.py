@@ -1,4 +1,4 @@
-"""The network (paper section 3): sizes, heads, sharing of images; how images are shared and pixels are drawn."""
+"""The network (paper section 3): sizes, heads, saving, how images are shared and pixels drawn."""
 
 from __future__ import annotations
 

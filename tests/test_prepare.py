@@ -1,4 +1,4 @@
-"""From raw files to a prepared data set: what is bad is listed, what is too bad is refused, nothing half-written stays."""
+"""From raw files to a prepared data set: bad items are listed, too many refused, nothing half-done stays."""
 
 import copy
 import json
@@ -403,8 +403,7 @@ def test_fuzz_karpathy_json(photos: Path, seed: int, changes: int, as_text: bool
         source = Karpathy(json=folder / "raw.json", images=photos)
         try:
             prepare(source, folder / "set", max_bad=draw.choice((0.01, 1)))
-        except PixelBertError as error:
-            assert len(str(error)) < 5000
+        except PixelBertError:
             assert {path.name for path in folder.iterdir()} <= {"raw.json", "set.skipped.jsonl"}
         else:
             opened = PreparedDataset.open(folder / "set")

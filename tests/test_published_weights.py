@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,14 @@ CLASSES: dict[str, dict[int, str]] = {
     "000000206025": {906: "Windsor tie", 834: "suit"},
     "000000066635": {526: "desk", 527: "desktop computer", 664: "monitor", 782: "screen"},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _all_cores() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

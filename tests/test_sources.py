@@ -1,4 +1,4 @@
-"""COCO captions, Visual Genome with its leak filter, and a user's own folder, each from raw files to what is read."""
+"""COCO captions, Visual Genome with its leak filter, a user's own folder: from raw files to what is read."""
 
 import json
 from pathlib import Path
@@ -114,7 +114,7 @@ def kept(folder: Path) -> set[str]:
 
 
 def test_visual_genome_without_exclude_is_an_explicit_choice(tmp_path: Path) -> None:
-    with pytest.raises(PixelBertError, match="--exclude.*--allow-leaks"):
+    with pytest.raises(PixelBertError, match=r"--exclude.*--allow-leaks"):
         prepare(vg_source(tmp_path), tmp_path / "set")
     prepare(vg_source(tmp_path, allow_leaks=True), tmp_path / "set")
     assert kept(tmp_path / "set") == {"vg:1", "vg:2", "vg:3", "vg:4"}
@@ -273,10 +273,10 @@ def test_folder_with_jsonl(tmp_path: Path) -> None:
     lines += [
         '{"image": "0.jpg"}',
         '{"image": "1.jpg", "text": "b", "split": "val"}',
-        '{"image": "1.jpg", "text": 3}',
+        '{"image": "1.jpg", "text": 3, "split": "test"}',
     ]
     folder = write_table(tmp_path / "mine", "\ufeff" + "\n".join(lines), "captions.jsonl")
-    prepare(Folder(images=folder, val=0, test=0.99), tmp_path / "set", max_bad=1)
+    prepare(Folder(images=folder), tmp_path / "set", max_bad=1)
     assert len(texts(tmp_path / "set", "test")) == 3
     found = {entry["where"]: entry["problem"] for entry in read_lines(tmp_path / "set" / "skipped.jsonl")}
     assert found == {f"line {n}": "malformed row" for n in range(5, 10)} | {

@@ -158,14 +158,19 @@ def test_errors_name_splits_and_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), DatasetWriter(tmp_path / "new" / "set", name="tiny") as writer:
-        writer.add_image("tiny:0", path="/x.png", width=40, height=32)
-        raise error
+    def fail_half_way(folder: Path, overwrite: bool) -> None:
+        with DatasetWriter(folder, name="tiny", overwrite=overwrite) as writer:
+            writer.add_image("tiny:0", path="/x.png", width=40, height=32)
+            raise error
+
+    with pytest.raises(error):
+        fail_half_way(tmp_path / "new" / "set", False)
     assert list(tmp_path.iterdir()) == []
     folder = write(tmp_path / "set", text="older")
-    with pytest.raises(error), DatasetWriter(folder, name="tiny", overwrite=True):
-        raise error
+    with pytest.raises(error):
+        fail_half_way(folder, True)
     assert PreparedDataset.open(folder).examples("train")[0]["text"] == "older 0"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:

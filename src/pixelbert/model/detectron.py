@@ -38,8 +38,8 @@ CAFFE_MEAN_BGR = (102.9801, 115.9465, 122.7717)  # Detectron's PIXEL_MEANS, of 2
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of 1
 IMAGENET_STD = (0.229, 0.224, 0.225)
 EPS = 1e-5  # of our batch norms
-# The classifier, the trainer's state, and conv1_b: some files carry it, and Detectron, whose convolution has no
-# bias there, never reads it.
+# The classifier, the trainer's state, and conv1_b: some files carry it, and Detectron, whose first
+# convolution has no bias, never reads it.
 NOT_OF_THE_TRUNK = re.compile(r"(pred|fc\d+)_[wb]|conv1_b|.*_momentum|lr|model_iter")
 
 

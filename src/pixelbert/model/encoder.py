@@ -33,6 +33,12 @@ class TextEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]))
 
 
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension, computed in float32 inside and returned in the precision of `scores`."""
+    with torch.autocast(scores.device.type, enabled=False):  # which would return, and keep for backward, float32
+        return scores.softmax(-1)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention (eqs. 1 and 2) through torch's fused kernels."""
 
@@ -49,11 +55,13 @@ class SelfAttention(nn.Module):
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )  # each (P, A, S, D/A)
         dropout = self.dropout_p if self.training else 0.0
-        if weights:  # the fused kernels do not give their weights away
+        # The fused kernels don't give their weights away; and on a CPU their backward pass in bfloat16 took five times
+        # as long as these three lines.
+        if weights or (self.training and x.device.type == "cpu"):
             scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
             if mask is not None:
-                scores = scores.masked_fill(~mask, float("-inf"))
-            attention = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            attention = softmax(scores)
             context = F.dropout(attention, dropout) @ v
             return context.transpose(1, 2).flatten(2), attention
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

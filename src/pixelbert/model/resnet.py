@@ -1,8 +1,8 @@
 """The CNN trunk (paper section 3.2, "Image Feature Embedding"): ResNet-50 and ResNeXt-152 32x8d.
 
 Modules carry torchvision's parameter names, so torchvision and timm state dicts load unchanged. There is no
-classifier: the trunk ends after stage 5 (`layer4`), at 1/32 of the image's sides. Shapes: I images, H x W their
-sides, C channels.
+classifier: the trunk ends after stage 5 (`layer4`), at 1/32 of the image's sides. Shapes: I images, H x W
+their sides, C channels.
 """
 
 from __future__ import annotations

@@ -28,11 +28,11 @@ def build_optimizers(model: PixelBertPreTrainedModel, recipe: OptimizerRecipe) -
     backbone = [(n, p) for n, p in model.named_parameters() if ".backbone." in f".{n}"]
     rest = [(n, p) for n, p in model.named_parameters() if ".backbone." not in f".{n}"]
     optimizers: dict[str, Optimizer] = {
-        "transformer": AdamW(decay_groups(rest, recipe.weight_decay), lr=recipe.lr)
+        "transformer": AdamW(decay_groups(rest, recipe.weight_decay), lr=recipe.lr, fused=True)
     }
     if any(p.requires_grad for _, p in backbone):
         groups = decay_groups(backbone, recipe.cnn_weight_decay)
-        optimizers["cnn"] = SGD(groups, lr=recipe.cnn_lr, momentum=recipe.cnn_momentum)
+        optimizers["cnn"] = SGD(groups, lr=recipe.cnn_lr, momentum=recipe.cnn_momentum, fused=True)
     return optimizers
 
 

@@ -17,6 +17,8 @@ class ModelRecipe:
     """The network and what it starts from. Sizes left null are those of `text_init`, or of BERT-base without it.
 
     Args:
+        checkpoint: a pixelbert checkpoint to start from, whole; the shape of the network and the tokenizer are then its
+            own, and only `freeze_backbone` and `cache_features` below still count.
         backbone: the CNN: resnet50, resnext152_32x8d or resnet14_small.
         backbone_init: its weights, a torchvision or timm state dict (.safetensors or .pth); random if null.
         text_init: a transformers BERT checkpoint, a folder or a hub name (paper: bert-base-uncased); random if null.
@@ -36,6 +38,7 @@ class ModelRecipe:
         dropout: of hidden states and attention.
     """
 
+    checkpoint: str | None = None
     backbone: str = "resnet50"
     backbone_init: str | None = None
     text_init: str | None = None
@@ -54,6 +57,8 @@ class ModelRecipe:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        if self.checkpoint and (self.text_init or self.backbone_init):
+            raise PixelBertError("model.checkpoint holds all weights; leave out model.text_init and model.backbone_init")
         if self.cache_features and not self.freeze_backbone:
             raise PixelBertError(
                 "model.cache_features needs model.freeze_backbone: true, since the features of a CNN that learns change"

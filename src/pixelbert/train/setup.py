@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -12,6 +13,7 @@ from pixelbert.errors import PixelBertError
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.importing import LoadReport, bert_shape, load_backbone, load_bert
 from pixelbert.model.modeling import PixelBertForPreTraining
+from pixelbert.predict.pixelbert import load_checkpoint
 from pixelbert.train.recipe import ModelRecipe, Recipe
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -19,7 +21,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediat
 
 def build_tokenizer(recipe: ModelRecipe, corpus: Corpus) -> PreTrainedTokenizerBase:
     """The tokenizer that the recipe names, or one learned from the training sentences."""
-    source = recipe.tokenizer or recipe.text_init
+    source = recipe.checkpoint or recipe.tokenizer or recipe.text_init
     if source is None:
         return learn_tokenizer((corpus.text(i) for i in range(len(corpus))), recipe.vocab_size)
     try:
@@ -40,25 +42,30 @@ def build_processor(recipe: Recipe, corpus: Corpus) -> PixelBertProcessor:
 
 def build_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PixelBertConfig:
     """The network's shape: what the recipe says, then what the BERT checkpoint says, then BERT-base."""
-    shape = bert_shape(recipe.text_init) if recipe.text_init else {"vocab_size": len(tokenizer)}
-    shape |= {name: value for name in SIZES if (value := getattr(recipe, name)) is not None}
-    return PixelBertConfig(
-        backbone=recipe.backbone,
-        stride_in_1x1=recipe.stride_in_1x1,
-        batch_norm=recipe.batch_norm,
-        pixel_layer_norm=recipe.pixel_layer_norm,
-        pixel_positions=recipe.pixel_positions,
-        hidden_dropout_prob=recipe.dropout,
-        attention_probs_dropout_prob=recipe.dropout,
-        pad_token_id=tokenizer.pad_token_id,
-        **shape,
-    )
+    options: dict[str, Any] = {
+        "backbone": recipe.backbone,
+        "stride_in_1x1": recipe.stride_in_1x1,
+        "batch_norm": recipe.batch_norm,
+        "pixel_layer_norm": recipe.pixel_layer_norm,
+        "pixel_positions": recipe.pixel_positions,
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if recipe.text_init:
+        options |= bert_shape(recipe.text_init)
+    options |= {name: value for name in SIZES if (value := getattr(recipe, name)) is not None}
+    options |= {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
+    return PixelBertConfig(**options)
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[PixelBertForPreTraining, list[LoadReport]]:
     """The network with its first weights, and what was loaded."""
-    model = PixelBertForPreTraining(build_config(recipe.model, tokenizer))
     reports = []
+    if recipe.model.checkpoint:
+        model, _ = load_checkpoint(recipe.model.checkpoint, "cpu")
+        model.float()
+    else:
+        model = PixelBertForPreTraining(build_config(recipe.model, tokenizer))
     if recipe.model.text_init:
         reports.append(load_bert(model, recipe.model.text_init))
     if recipe.model.backbone_init:

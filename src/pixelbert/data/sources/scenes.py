@@ -1,7 +1,8 @@
 """Generated scenes with known truth: coloured shapes on plain ground, sentences about them, and where each shape is.
 
-They need no files and no downloads, so they serve the smallest recipes and the tests; and since the truth is
-known, attention can be measured against it. A scene is defined by its number alone.
+They need no files and no downloads, so they serve the smallest recipes, the demonstration and the tests; and since the
+truth is known, attention can be measured against it. A scene is defined by its number alone. Its sentences are true of
+it and of hardly any other scene, so a sentence of another scene is a fair mismatch (paper eq. 8).
 """
 
 from __future__ import annotations
@@ -21,23 +22,27 @@ from pixelbert.progress import track
 
 COLOURS = {
     "red": (214, 40, 40),
-    "green": (46, 160, 67),
+    "orange": (242, 133, 20),
+    "yellow": (246, 214, 40),
+    "green": (46, 150, 67),
     "blue": (38, 84, 204),
-    "yellow": (240, 200, 20),
-    "purple": (140, 60, 190),
+    "purple": (130, 50, 180),
+    "pink": (246, 130, 190),
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
+NAMES = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 SIDE = 256  # a grid of 4 x 4 pixels
-CELLS = 2  # shapes stand in a 2 x 2 arrangement of cells
+CELLS = ("at the top left", "at the top right", "at the bottom left", "at the bottom right")  # a thing stands in one
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape: what it is, and its box (left, top, right, bottom) in image pixels."""
+    """One shape: what it is, its cell, and its box (left, top, right, bottom) in image pixels."""
 
     colour: str
     shape: str
+    cell: int
     box: tuple[int, int, int, int]
 
     @property
@@ -47,14 +52,17 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image (SIDE x SIDE) and what is in it."""
+    """An image (SIDE x SIDE) and the one or two things in it."""
 
     image: Image.Image
     things: tuple[Thing, ...]
 
     @property
     def sentences(self) -> list[str]:
-        """True sentences about the scene, the same words in every order of its things."""
+        """True sentences about the scene, which together name each thing first as often as the other."""
+        if len(self.things) == 1:
+            (a,) = self.things
+            return [f"a {a.name} {CELLS[a.cell]}"]
         texts = []
         for a, b in permutations(self.things, 2):
             texts.append(f"a {a.name} and a {b.name}")
@@ -91,21 +99,21 @@ def draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, fill: int | tuple[int, i
 
 
 def make_scene(number: int) -> Scene:
-    """The scene with this number: two different things in two cells, on light ground."""
+    """The scene with this number: one or two different things, each in a cell of its own, on light ground."""
     rng = np.random.default_rng((20200402, number))
     ground = tuple(int(v) for v in rng.integers(215, 246, size=3))
     image = Image.new("RGB", (SIDE, SIDE), ground)
     draw = ImageDraw.Draw(image)
-    names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    cell = SIDE // CELLS
+    half = SIDE // 2
+    count = int(rng.integers(1, 3))
+    names = rng.choice(len(NAMES), count, replace=False)
+    cells = rng.choice(len(CELLS), count, replace=False)
     things = []
-    for name, place in zip(
-        rng.choice(len(names), 2, replace=False), rng.choice(CELLS**2, 2, replace=False), strict=True
-    ):
-        size = int(rng.integers(cell * 6 // 10, cell * 9 // 10))
-        left = int(place % CELLS * cell + rng.integers(cell - size))
-        top = int(place // CELLS * cell + rng.integers(cell - size))
-        thing = Thing(*names[name], (left, top, left + size, top + size))
+    for name, cell in zip(names.tolist(), cells.tolist(), strict=True):
+        size = int(rng.integers(half * 6 // 10, half * 9 // 10))
+        left = cell % 2 * half + int(rng.integers(half - size))
+        top = cell // 2 * half + int(rng.integers(half - size))
+        thing = Thing(*NAMES[name], cell, (left, top, left + size, top + size))
         draw_thing(draw, thing, COLOURS[thing.colour])
         things.append(thing)
     return Scene(image, tuple(things))

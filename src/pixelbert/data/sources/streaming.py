@@ -69,14 +69,17 @@ class _Elements:
         while True:
             try:
                 value, end = json.JSONDecoder().raw_decode(self.buffer, self.position)
+                length = end - self.position  # reading moves the position
                 if end < len(self.buffer) or not self._read(size):  # a number may go on in the next chunk
-                    self.position = end
+                    self.position += length
                     return value
             except json.JSONDecodeError as error:
-                if not self._read(size):
-                    cut = error.pos >= len(self.buffer) - 1 or error.msg.startswith("Unterminated string")
-                    self.position = error.pos
-                    self._fail("" if cut else error.msg)
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.buffer) - 20
+                offset = error.pos - self.position
+                if not cut or not self._read(size):
+                    self.position += offset
+                    unfinished = error.msg.startswith("Unterminated string")
+                    self._fail("" if unfinished or self.position >= len(self.buffer) - 1 else error.msg)
             except (ValueError, RecursionError) as error:
                 self._fail(str(error))
             size *= 2  # so that one huge element is not parsed again for every chunk
