@@ -14,7 +14,7 @@ from references import images, sentences
 
 MakeModel = Callable[..., PixelBertForPreTraining]
 SIDES = st.sampled_from([64, 128, 192])
-PAIR = st.tuples(st.integers(0, 2), st.integers(2, 12), st.integers(1, 5))  # image, tokens, sampled pixels
+PAIR = st.tuples(st.integers(0, 3), st.integers(2, 12), st.integers(1, 5))  # image, tokens, sampled pixels
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ PAIR = st.tuples(st.integers(0, 2), st.integers(2, 12), st.integers(1, 5))  # im
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
-    sides=st.lists(st.tuples(SIDES, SIDES), min_size=3, max_size=3),
+    sides=st.lists(st.tuples(SIDES, SIDES), min_size=4, max_size=4),
     pairs=st.lists(PAIR, min_size=2, max_size=6),
     sample=st.booleans(),
 )
@@ -81,10 +81,11 @@ def test_the_tiny_model_looks_at_pixels_and_words(tiny_model: MakeModel) -> None
 
 def test_ragged_grids_are_encoded_as_one_at_a_time(tiny_model: MakeModel) -> None:
     model = tiny_model()
-    batch = images((64, 192), (128, 128), (64, 192), (192, 64))
+    # Grouped by shape they stand in another order, and going back is not the same step again.
+    batch = images((64, 192), (128, 128), (192, 64), (64, 192))
     with torch.no_grad():
         features = model.encode_images(batch)
-        assert features.grid.tolist() == [[1, 3], [2, 2], [1, 3], [3, 1]]
+        assert features.grid.tolist() == [[1, 3], [2, 2], [3, 1], [1, 3]]
         for i, image in enumerate(batch):
             alone = model.encode_images(image[None])
             n = int(alone.lengths)

@@ -58,9 +58,9 @@ class SelfAttention(nn.Module):
         # The fused kernels don't give their weights away; and on a CPU their backward pass in bfloat16 took five times
         # as long as these three lines.
         if weights or (self.training and x.device.type == "cpu"):
-            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
             if mask is not None:
-                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+                scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
             attention = softmax(scores)
             context = F.dropout(attention, dropout) @ v
             return context.transpose(1, 2).flatten(2), attention
@@ -132,6 +132,8 @@ class Encoder(nn.Module):
             output_attentions: also return each layer's (P, A, S, S) attention weights.
         """
         attentions: list[Tensor] = []
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # or every sum of the residual stream is in float32
         mask = None if mask is None else mask[:, None, None, :]
         for layer in self.layer:
             x, attention = layer(x, mask, output_attentions)

@@ -141,7 +141,7 @@ class PretrainingBatch:
 
     Args:
         inputs: the arguments of `PixelBertForPreTraining.forward`.
-        examples: numbers of the matched examples, for messages.
+        examples: the number of each pair's example, for messages.
         pairs: pairs in this batch.
         masked_in_step: masked tokens with a label in the whole step, over all devices; what MLM is normalised by.
         pairs_in_step: likewise, pairs of ITM.
@@ -194,22 +194,15 @@ class PretrainingData(Dataset):
 
     def micro_batches(self) -> int:
         """Forward passes that this process makes a step."""
-        mine = share(self.order.size, self.rank, self.world)
-        return -(-(mine.stop - mine.start) // self._examples_per_batch)
-
-    @property
-    def _examples_per_batch(self) -> int:
-        return max(self.micro_batch // self.task.pairs_per_example, 1)
+        mine = share(self.order.size * self.task.pairs_per_example, self.rank, self.world)
+        return -(-(mine.stop - mine.start) // self.micro_batch)
 
     def _plan(self, step: int) -> list[Pair]:
         """All pairs of a step, over all devices, example by example: texts and draws, no photos yet.
 
         Every process makes the whole plan, so the number of masked tokens in the step is known without communication.
-        Images of one shape, and sentences of one image, stand together.
         """
-        size_for, image_of = self.processor.image_processor.size_for, self.corpus.image_of
         draws = self.order.step(step)
-        draws.sort(key=lambda draw: (size_for(*self.corpus.sizes[image_of[draw.example]]), image_of[draw.example]))
         # Role 0 is the matched pair of an example, role 1 the mismatched one.
         roles = [(draw, role) for draw in draws for role in range(self.task.pairs_per_example)]
         generators = [keyed_rng(self.order.seed, *draw, role) for draw, role in roles]
@@ -218,10 +211,18 @@ class PretrainingData(Dataset):
             for (draw, role), rng in zip(roles, generators, strict=True)
         ]
         tokens = self.processor.tokenizer(sentences, truncation=True, max_length=self.processor.max_length)
-        return [
+        pairs = [
             self._pair(draw.example, role, np.array(ids), rng)
             for (draw, role), ids, rng in zip(roles, tokens["input_ids"], generators, strict=True)
         ]
+        return sorted(pairs, key=self._place)
+
+    def _place(self, pair: Pair) -> tuple[int, ...]:
+        """What stands together in a micro-batch: with stored features only padding costs, so sentences of one length;
+        else images of one shape, and the sentences of one image."""
+        if self.cache is not None:
+            return (len(pair.ids),)
+        return (*self.processor.image_processor.size_for(*self.corpus.sizes[pair.image]), pair.image)
 
     def _sentence_for(self, example: int, role: int, rng: np.random.Generator) -> int:
         if role == 0:
@@ -245,14 +246,12 @@ class PretrainingData(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> PretrainingBatch:
         step, micro = key
-        plan, n = self.plan(step), self.task.pairs_per_example
-        mine = share(self.order.size, self.rank, self.world)
-        start = mine.start + micro * self._examples_per_batch
-        stop = min(start + self._examples_per_batch, mine.stop)
-        pairs = plan[start * n : stop * n]
+        plan = self.plan(step)
+        mine = plan[share(len(plan), self.rank, self.world)]
+        pairs = mine[micro * self.micro_batch : (micro + 1) * self.micro_batch]
         return PretrainingBatch(
             inputs=self.collate(pairs),
-            examples=[pair.example for pair in pairs if pair.matched],
+            examples=[pair.example for pair in pairs],
             pairs=len(pairs),
             masked_in_step=sum(int((pair.labels != IGNORE).sum()) for pair in plan),
             pairs_in_step=len(plan),

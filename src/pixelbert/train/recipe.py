@@ -156,11 +156,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         n = self.task.pairs_per_example
-        for name in ("batch_size", "micro_batch_size"):
-            size = getattr(self, name)
-            if size < n or size % n:
-                raise PixelBertError(f"{name} is {size}; expected a multiple of {n} (a matched and a mismatched pair)")
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
+        if self.batch_size < n or self.batch_size % n:
+            raise PixelBertError(
+                f"batch_size is {self.batch_size}; expected a multiple of {n} (a matched and a mismatched pair)"
+            )
+        for name in ("micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise PixelBertError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.epochs <= 0:
