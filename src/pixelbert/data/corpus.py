@@ -56,6 +56,12 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.image_of)
 
+    @property
+    def image_checksums(self) -> list[str]:
+        """Checksums of the tables that list the images: what the images' numbers stand for, whatever the splits."""
+        files = [item for data in self._datasets for item in sorted(data.manifest["files"].items())]
+        return [facts["sha256"] for name, facts in files if name.startswith("images-")]
+
     def _locate(self, example: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._starts, example, side="right")) - 1
         return part, int(example - self._starts[part])

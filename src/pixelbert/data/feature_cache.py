@@ -16,7 +16,8 @@ from torch import nn
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.processing import PixelBertImageProcessor
 from pixelbert.model.modeling import PixelBertModel
-from pixelbert.model.pixels import REDUCTION, PixelFeatures
+from pixelbert.model.pixels import REDUCTION, PixelFeatures, grid_features
+from pixelbert.model.resnet import folded
 from pixelbert.progress import Tracker
 
 
@@ -24,7 +25,7 @@ class FeatureCache:
     """Trunk features of all images of a corpus, read by image number.
 
     Args:
-        path: the file; FILE.json beside it says what it was made from.
+        path: the file.
         grids: (I, 2) rows and columns of each image's grid.
         channels: of the trunk.
     """
@@ -58,50 +59,49 @@ def fingerprint(model: PixelBertModel, corpus: Corpus, processor: PixelBertImage
     """What the features depend on: the trunk's weights, the image settings and the data."""
     digest = hashlib.sha256()
     for name, tensor in model.backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.ndim else b"")
-    settings = {**processor.to_dict(), "sources": corpus.sources, "stride_in_1x1": model.config.stride_in_1x1}
+        if not name.endswith("num_batches_tracked"):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    settings = {**processor.to_dict(), "images": corpus.image_checksums, "stride_in_1x1": model.config.stride_in_1x1}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    digest.update(corpus.sizes.tobytes())
     return digest.hexdigest()
 
 
 @torch.inference_mode()
 def build_feature_cache(
-    model: PixelBertModel, corpus: Corpus, processor: PixelBertImageProcessor, path: Path, *, batch: int = 16
+    model: PixelBertModel, corpus: Corpus, processor: PixelBertImageProcessor, folder: Path, *, batch: int = 16
 ) -> FeatureCache:
-    """Encode every image of the corpus once, or reuse the file if it was made from the same things.
+    """Encode every image of the corpus once, in bfloat16, or reuse the file in `folder` made from the same things.
 
-    The model runs on its own device in bfloat16. The file is written aside and renamed, so a killed run leaves none.
+    A file's name is the fingerprint of what it depends on, so runs can share a folder. It is written aside and renamed:
+    a killed run leaves no half file.
     """
     sizes = [processor.size_for(*size) for size in corpus.sizes.tolist()]
     grids = np.array([(height // REDUCTION, width // REDUCTION) for width, height in sizes], dtype=np.int64)
+    path = folder / f"{fingerprint(model, corpus, processor)[:16]}.bf16"
     cache = FeatureCache(path, grids, model.backbone.shape.out_channels)
-    made_from = fingerprint(model, corpus, processor)
-    note = path.with_suffix(path.suffix + ".json")
-    if path.exists() and note.exists() and json.loads(note.read_text())["made_from"] == made_from:
+    if path.exists():
         return cache
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
     aside.unlink(missing_ok=True)
     total = int(cache.starts[-1]) * cache.channels
-    values = torch.from_file(str(aside), shared=True, size=total, dtype=torch.bfloat16).view(-1, cache.channels)
+    values = torch.from_file(str(aside), shared=True, size=total, dtype=torch.bfloat16).view(
+        -1, cache.channels
+    )
     # Images of one shape together; each image's place in the file is known beforehand.
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    device = model.device.type
-    was_training = model.training
-    model.eval()
-    with Tracker("encoding images once", len(order)) as tracker, torch.autocast(device, dtype=torch.bfloat16):
+    trunk = folded(model.backbone).to(model.device, torch.bfloat16, memory_format=torch.channels_last)
+    with Tracker("encoding images once", len(order)) as tracker:
         for start in range(0, len(order), batch):
             images = order[start : start + batch]
-            pixels = [processor.to_tensor(corpus.load_image(i)).to(model.device) for i in images]
-            features = model.trunk_features(pixels)
+            pixels = [
+                processor.to_tensor(corpus.load_image(i)).to(model.device, torch.bfloat16) for i in images
+            ]
+            features = grid_features(trunk, pixels)
             for row, image in enumerate(images):
                 n = int(grids[image].prod())
                 values[cache.starts[image] : cache.starts[image + 1]] = features.values[row, :n].cpu()
             tracker.advance(len(images))
-    model.train(was_training)
     del values
     aside.replace(path)
-    note.write_text(json.dumps({"made_from": made_from, "images": len(order), "channels": cache.channels}))
     return cache

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import ModelOutput
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.encoder import Encoder, Pooler, TextEmbeddings
 from pixelbert.model.heads import ImageTextMatchingHead, MaskedLanguageModelHead
-from pixelbert.model.pixels import REDUCTION, PixelEmbedding, PixelFeatures, flatten_grid, gather_pixels
+from pixelbert.model.pixels import PixelEmbedding, PixelFeatures, gather_pixels, grid_features
 from pixelbert.model.resnet import BACKBONES, ResNet
 
 IGNORE = -100  # a label that counts for nothing, as in torch's cross-entropy
@@ -121,42 +121,14 @@ class PixelBertModel(PixelBertPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def trunk_features(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
-        """The CNN and the 2 x 2 max pool: images to grids of C channels, at 1/64 of the sides.
-
-        Args:
-            pixel_values: (I, 3, H, W), normalised, sides multiples of 64; or a list of I images (3, H, W) of any such
-                shapes. Images of one shape go through the CNN together; nothing is padded.
-
-        Raises:
-            ValueError: sides that are no multiples of 64 (the processor snaps them).
-        """
-        shapes = [pixel_values.shape[1:]] if isinstance(pixel_values, Tensor) else [x.shape for x in pixel_values]
-        for shape in shapes:
-            if len(shape) != 3 or shape[0] != 3 or shape[1] % REDUCTION or shape[2] % REDUCTION:
-                raise ValueError(
-                    f"pixel_values has an image of shape {tuple(shape)}: expected (3, height, width) with height and "
-                    f"width multiples of {REDUCTION}, as PixelBertProcessor makes them"
-                )
-        if isinstance(pixel_values, Tensor):
-            return flatten_grid(F.max_pool2d(self.backbone(pixel_values), 2))
-        groups: dict[torch.Size, list[int]] = {}
-        for i, shape in enumerate(shapes):
-            groups.setdefault(shape, []).append(i)
-        parts = [
-            flatten_grid(F.max_pool2d(self.backbone(torch.stack([pixel_values[i] for i in group])), 2))
-            for group in groups.values()
-        ]
-        features = PixelFeatures.concatenate(parts)
-        if len(parts) == 1:
-            return features
-        order = torch.tensor([i for group in groups.values() for i in group], device=features.values.device)
-        return features.select(order.argsort())
+        """The CNN and the 2 x 2 max pool; see `grid_features`."""
+        return grid_features(self.backbone, pixel_values)
 
     def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
         """Images to pixel embeddings (eq. 5), once an image, for as many sentences as follow.
 
         Args:
-            pixel_values: see `trunk_features`.
+            pixel_values: see `grid_features`.
 
         Returns:
             PixelFeatures with values (I, K, D).
@@ -188,13 +160,17 @@ class PixelBertModel(PixelBertPreTrainedModel):
             output_attentions: return attention weights (slower: not from the fused kernels).
         """
         if input_ids is None:
-            raise ValueError("input_ids is missing: (pairs, tokens), as PixelBertProcessor(text=...) makes them")
+            raise ValueError(
+                "input_ids is missing: (pairs, tokens), as PixelBertProcessor(text=...) makes them"
+            )
         if pixel_values is not None:
             features = self.encode_images(pixel_values)
         elif trunk_features is not None:
             features = self.pixel_embedding(trunk_features)
         x = self.embeddings(input_ids)
-        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        mask = (
+            torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        )
         pixel_mask = None
         if features is not None:
             if image_index is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pixelbert.model.configuration import PixelBertConfig
 
@@ -60,6 +61,40 @@ def flatten_grid(feature_map: Tensor) -> PixelFeatures:
     n, _, rows, columns = feature_map.shape
     grid = torch.tensor([[rows, columns]], device=feature_map.device).expand(n, 2)
     return PixelFeatures(feature_map.flatten(2).transpose(1, 2), grid)
+
+
+def grid_features(trunk: nn.Module, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
+    """The CNN and the 2 x 2 max pool: images to grids of C channels, at 1/64 of the sides.
+
+    Args:
+        trunk: (I, 3, H, W) -> (I, C, H/32, W/32).
+        pixel_values: (I, 3, H, W), normalised, sides multiples of 64; or a list of I images (3, H, W) of any such
+            shapes. Images of one shape go through the CNN together; nothing is padded.
+
+    Raises:
+        ValueError: sides that are no multiples of 64 (the processor snaps them).
+    """
+    shapes = [pixel_values.shape[1:]] if isinstance(pixel_values, Tensor) else [x.shape for x in pixel_values]
+    for shape in shapes:
+        if len(shape) != 3 or shape[0] != 3 or shape[1] % REDUCTION or shape[2] % REDUCTION:
+            raise ValueError(
+                f"pixel_values has an image of shape {tuple(shape)}: expected (3, height, width) with height and "
+                f"width multiples of {REDUCTION}, as PixelBertProcessor makes them"
+            )
+    if isinstance(pixel_values, Tensor):
+        return flatten_grid(F.max_pool2d(trunk(pixel_values), 2))
+    groups: dict[torch.Size, list[int]] = {}
+    for i, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(i)
+    parts = [
+        flatten_grid(F.max_pool2d(trunk(torch.stack([pixel_values[i] for i in group])), 2))
+        for group in groups.values()
+    ]
+    features = PixelFeatures.concatenate(parts)
+    if len(parts) == 1:
+        return features
+    order = torch.tensor([i for group in groups.values() for i in group], device=features.values.device)
+    return features.select(order.argsort())
 
 
 class PixelEmbedding(nn.Module):

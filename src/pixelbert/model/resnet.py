@@ -7,10 +7,12 @@ their sides, C channels.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 @dataclass(frozen=True)
@@ -117,3 +119,18 @@ class ResNet(nn.Module):
         for i in range(1, 5):
             x = getattr(self, f"layer{i}")(x)
         return x
+
+
+def folded(trunk: ResNet) -> ResNet:
+    """A copy for inference with its batch norms folded into the convolutions before them: the same function, faster."""
+    trunk = copy.deepcopy(trunk).eval()
+    for block in [trunk, *(m for m in trunk.modules() if isinstance(m, Bottleneck))]:
+        for name, conv in list(block.named_children()):
+            if isinstance(conv, nn.Conv2d):
+                norm = name.replace("conv", "bn")
+                setattr(block, name, fuse_conv_bn_eval(conv, getattr(block, norm)))
+                setattr(block, norm, nn.Identity())
+        if isinstance(block, Bottleneck) and block.downsample is not None:
+            conv, norm = block.downsample
+            block.downsample = fuse_conv_bn_eval(conv, norm)
+    return trunk

@@ -71,24 +71,24 @@ def train(recipe: Recipe) -> Path:
     # What learns.
     torch.manual_seed(recipe.seed)
     processor = build_processor(recipe, corpus)
-    model, reports = build_model(recipe, processor.tokenizer)
-    model.to(accelerator.device)
-    model.pixelbert.backbone.to(memory_format=torch.channels_last)
+    bare, reports = build_model(recipe, processor.tokenizer)
+    bare.to(accelerator.device)
+    bare.pixelbert.backbone.to(memory_format=torch.channels_last)
     if main:
         for report in reports:
             console.print(str(report))
     caches: list[FeatureCache | None] = [None, None]
-    if recipe.model.cache_features:
+    if recipe.model.feature_cache:
+        folder = Path(recipe.model.feature_cache)
         with accelerator.main_process_first():
-            for i, (part, name) in enumerate(((corpus, "train"), (validation, "validation"))):
-                if part is not None:
-                    path = output / "features" / f"{name}.bf16"
-                    caches[i] = build_feature_cache(model.pixelbert, part, processor.image_processor, path)
-    optimizers = list(build_optimizers(model, recipe.optimizer).values())
+            caches = [
+                part and build_feature_cache(bare.pixelbert, part, processor.image_processor, folder)
+                for part in (corpus, validation)
+            ]
+    optimizers = list(build_optimizers(bare, recipe.optimizer).values())
     schedulers = [build_scheduler(o, recipe.optimizer, order.epoch_of) for o in optimizers]
-    model, *prepared = accelerator.prepare(model, *optimizers, *schedulers)
+    model, *prepared = accelerator.prepare(bare, *optimizers, *schedulers)
     optimizers, schedulers = prepared[: len(optimizers)], prepared[len(optimizers) :]
-    bare: PixelBertForPreTraining = accelerator.unwrap_model(model)
 
     # Where it stands.
     progress = checkpoint.restore(accelerator, output)

@@ -18,7 +18,7 @@ class ModelRecipe:
 
     Args:
         checkpoint: a pixelbert checkpoint to start from, whole; the shape of the network and the tokenizer are then its
-            own, and only `freeze_backbone` and `cache_features` below still count.
+            own, and only `freeze_backbone` and `feature_cache` below still count.
         backbone: the CNN: resnet50, resnext152_32x8d or resnet14_small.
         backbone_init: its weights, a torchvision or timm state dict (.safetensors or .pth); random if null.
         text_init: a transformers BERT checkpoint, a folder or a hub name (paper: bert-base-uncased); random if null.
@@ -28,7 +28,8 @@ class ModelRecipe:
         stride_in_1x1: the first 1x1 convolution of a bottleneck halves the grid, not the 3x3 (see PixelBertConfig).
         batch_norm: frozen, or train (for a CNN that starts at random).
         freeze_backbone: don't train the CNN.
-        cache_features: with a frozen CNN, encode every image once and train on the stored features.
+        feature_cache: with a frozen CNN, a folder in which each image's features are stored the first time and read
+            from then on; runs may share it. Null to run the CNN in every step.
         pixel_layer_norm: LayerNorm after the projection of pixel features (not in the paper).
         pixel_positions: largest grid side with learned row and column positions; 0 for none, as in the paper.
         hidden_size: width of the transformer.
@@ -47,7 +48,7 @@ class ModelRecipe:
     stride_in_1x1: bool = False
     batch_norm: Literal["frozen", "train"] = "frozen"
     freeze_backbone: bool = False
-    cache_features: bool = False
+    feature_cache: str | None = None
     pixel_layer_norm: bool = False
     pixel_positions: int = 0
     hidden_size: int | None = None
@@ -59,9 +60,9 @@ class ModelRecipe:
     def __post_init__(self) -> None:
         if self.checkpoint and (self.text_init or self.backbone_init):
             raise PixelBertError("model.checkpoint holds all weights; leave out model.text_init and model.backbone_init")
-        if self.cache_features and not self.freeze_backbone:
+        if self.feature_cache and not self.freeze_backbone:
             raise PixelBertError(
-                "model.cache_features needs model.freeze_backbone: true, since the features of a CNN that learns change"
+                "model.feature_cache needs model.freeze_backbone: true, since the features of a CNN that learns change"
             )
 
 

@@ -62,7 +62,7 @@ class Scene:
         """True sentences about the scene, which together name each thing first as often as the other."""
         if len(self.things) == 1:
             (a,) = self.things
-            return [f"a {a.name} {CELLS[a.cell]}"]
+            return [f"a {a.name} {CELLS[a.cell]}", f"{CELLS[a.cell]} a {a.name}"]
         texts = []
         for a, b in permutations(self.things, 2):
             texts.append(f"a {a.name} and a {b.name}")
