@@ -40,8 +40,7 @@ def karpathy_data(count: int, sentences: int = 2) -> dict[str, Any]:
     for number in range(count):
         split = "val" if number % 10 == 5 else "test" if number % 11 == 7 else "train"
         texts = [
-            {"raw": f"Photo {number}, seen {k} times .", "sentid": number * sentences + k}
-            for k in range(sentences)
+            {"raw": f"Photo {number}, seen {k} times .", "sentid": number * sentences + k} for k in range(sentences)
         ]
         images.append({"filename": f"{number}.jpg", "imgid": number, "split": split, "sentences": texts})
     return {"dataset": "tiny", "images": images}

@@ -17,9 +17,7 @@ SIDES = st.sampled_from([64, 128, 192])
 PAIR = st.tuples(st.integers(0, 3), st.integers(2, 12), st.integers(1, 5))  # image, tokens, sampled pixels
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"pixel_positions": 3, "pixel_layer_norm": True}], ids=["paper", "options"]
-)
+@pytest.mark.parametrize("options", [{}, {"pixel_positions": 3, "pixel_layer_norm": True}], ids=["paper", "options"])
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     sides=st.lists(st.tuples(SIDES, SIDES), min_size=4, max_size=4),

@@ -49,9 +49,7 @@ def write_pkl(net: ResNet, path: Path, wrap: bool = True, extra: dict | None = N
 
 def test_the_names_are_caffe2s() -> None:
     with torch.device("meta"):
-        names = {
-            k for k in ResNet(BACKBONES["resnext152_32x8d"]).state_dict() if k.endswith(("weight", "bias"))
-        }
+        names = {k for k in ResNet(BACKBONES["resnext152_32x8d"]).state_dict() if k.endswith(("weight", "bias"))}
     blobs = {caffe_name(k) for k in names}
     assert len(blobs) == len(names)
     expected = "conv1_w res_conv1_bn_s res_conv1_bn_b res2_0_branch1_w res2_0_branch1_bn_s res2_0_branch2a_w"

@@ -254,10 +254,7 @@ def test_fuzz_random_bytes(data: bytes) -> None:
     only_image_errors(data)
 
 
-SEEDS = [
-    encoded(photo(), kind)
-    for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000", "PPM", "AVIF")
-]
+SEEDS = [encoded(photo(), kind) for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000", "PPM", "AVIF")]
 SEEDS += [
     encoded(Image.fromarray(np.full((20, 20), 999, np.uint16)), "PNG"),
     encoded(photo().quantize(8), "PNG"),

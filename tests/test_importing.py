@@ -84,9 +84,7 @@ def test_text_alone_is_bert(kind: type, suffix: str, tiny_model: MakeModel, tmp_
         BertForMaskedLM: {"pixelbert.pooler.dense.weight", "pixelbert.pooler.dense.bias"},
         BertForPreTraining: set(),
     }[kind]
-    text = {
-        n for n in model.state_dict() if not n.startswith(("pixelbert.backbone", "pixelbert.pixel", "itm"))
-    }
+    text = {n for n in model.state_dict() if not n.startswith(("pixelbert.backbone", "pixelbert.pixel", "itm"))}
     assert set(report.missing) == missing
     assert set(report.loaded) == text - missing
     assert [n for n in report.left_out if "seq_relationship" not in n] == []
@@ -127,9 +125,7 @@ def test_a_recipe_can_take_its_shape_from_bert(tmp_path: Path) -> None:
         "pad_token_id": 0,
         "max_position_embeddings": 40,
     }
-    assert not load_bert(
-        PixelBertModel(PixelBertConfig(backbone="resnet14_small", **shape)), tmp_path
-    ).missing[1:]
+    assert not load_bert(PixelBertModel(PixelBertConfig(backbone="resnet14_small", **shape)), tmp_path).missing[1:]
 
 
 @pytest.mark.parametrize(
@@ -144,16 +140,12 @@ def test_a_recipe_can_take_its_shape_from_bert(tmp_path: Path) -> None:
         ("layer_norm_eps", 1e-5),
     ],
 )
-def test_a_bert_of_another_shape_is_refused(
-    field: str, theirs: object, tiny_model: MakeModel, tmp_path: Path
-) -> None:
+def test_a_bert_of_another_shape_is_refused(field: str, theirs: object, tiny_model: MakeModel, tmp_path: Path) -> None:
     save_bert(tmp_path, **{field: theirs})
     model = tiny_model()
     before = snapshot(model)
     ours = getattr(model.config, field)
-    with pytest.raises(
-        PixelBertError, match=f"{field} is {theirs!r} in this BERT and {ours!r}.*{field}: {theirs!r}"
-    ):
+    with pytest.raises(PixelBertError, match=f"{field} is {theirs!r} in this BERT and {ours!r}.*{field}: {theirs!r}"):
         load_bert(model, tmp_path)
     assert unchanged(model, before)
 

@@ -35,9 +35,7 @@ def test_the_resnext_has_32_groups_of_8() -> None:
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_the_stride_is_where_the_configuration_says(tiny_config: Callable, stride_in_1x1: bool) -> None:
     block = PixelBertModel(tiny_config(stride_in_1x1=stride_in_1x1)).backbone.layer2[0]
-    assert (block.conv1.stride, block.conv2.stride) == (
-        ((2, 2), (1, 1)) if stride_in_1x1 else ((1, 1), (2, 2))
-    )
+    assert (block.conv1.stride, block.conv2.stride) == (((2, 2), (1, 1)) if stride_in_1x1 else ((1, 1), (2, 2)))
 
 
 def test_an_image_becomes_a_pixel_for_every_64_by_64(tiny_model: MakeModel) -> None:
@@ -117,13 +115,9 @@ def test_sampled_pixels_are_those_of_the_index(tiny_model: MakeModel) -> None:
 
 def test_eq_5_is_a_projection_plus_s_v(tiny_model: MakeModel) -> None:
     embedding = tiny_model().pixelbert.pixel_embedding
-    trunk = PixelFeatures(
-        torch.randn(1, 4, 512, generator=torch.Generator().manual_seed(3)), torch.tensor([[2, 2]])
-    )
+    trunk = PixelFeatures(torch.randn(1, 4, 512, generator=torch.Generator().manual_seed(3)), torch.tensor([[2, 2]]))
     with torch.no_grad():
-        expected = (
-            trunk.values @ embedding.projection.weight.T + embedding.projection.bias + embedding.semantic
-        )
+        expected = trunk.values @ embedding.projection.weight.T + embedding.projection.bias + embedding.semantic
         assert embedding.semantic.abs().min() > 0
         torch.testing.assert_close(embedding(trunk).values, expected)
 
@@ -235,9 +229,7 @@ def test_the_gradient_of_both_losses_reaches_the_cnn(tiny_model: MakeModel) -> N
 
 def test_what_is_saved_comes_back(tiny_model: MakeModel, tmp_path: Path) -> None:
     model = tiny_model(stride_in_1x1=True)
-    with (
-        torch.no_grad()
-    ):  # rows and parameters that initialisation sets to zero hold something else after training
+    with torch.no_grad():  # rows and parameters that initialisation sets to zero hold something else after training
         for p in model.parameters():
             p += 0.01
     model.save_pretrained(tmp_path)

@@ -264,11 +264,7 @@ def test_twice_gives_the_same_bytes(tmp_path: Path, photos: Path) -> None:
     for name in ("one", "two"):
         prepare(karpathy(tmp_path, data, photos), tmp_path / name)
     names = {path.name for path in (tmp_path / "one").iterdir()}
-    assert (
-        names
-        == {path.name for path in (tmp_path / "two").iterdir()}
-        > {"dataset.json", "images-00000.parquet"}
-    )
+    assert names == {path.name for path in (tmp_path / "two").iterdir()} > {"dataset.json", "images-00000.parquet"}
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
@@ -320,9 +316,7 @@ module.prepare(Karpathy(json=Path(sys.argv[1]), images=Path(sys.argv[2])), Path(
 def test_a_killed_process_leaves_no_data_set(tmp_path: Path, photos: Path, how: signal.Signals) -> None:
     source = karpathy(tmp_path, karpathy_data(COUNT), photos)
     output = tmp_path / "set"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, source.json, photos, output], stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-c", SLOW, source.json, photos, output], stderr=subprocess.DEVNULL)
     partial = tmp_path / ".set.partial"
     deadline = time.monotonic() + 60
     while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -408,7 +402,5 @@ def test_fuzz_karpathy_json(photos: Path, seed: int, changes: int, as_text: bool
         else:
             opened = PreparedDataset.open(folder / "set")
             assert all(
-                set(row["image_ids"]) <= set(opened.image_row)
-                for s in opened.splits
-                for row in opened.examples(s)
+                set(row["image_ids"]) <= set(opened.image_row) for s in opened.splits for row in opened.examples(s)
             )

@@ -28,7 +28,7 @@ TINY = {
     },
     "task": {"pixels": 3},
     "data": {
-        "train": ["scenes:0-12"],
+        "train": ["scenes:0-40"],
         "shortest_edge": 128,
         "longest_edge": 128,
         "max_length": 24,
@@ -77,7 +77,7 @@ def losses(output: Path) -> list[tuple]:
 
 
 def test_a_step_is_the_same_at_once_accumulated_and_on_two_processes(tmp_path: Path) -> None:
-    recipe = TINY | {"epochs": 0.5}  # three steps of 16 pairs
+    recipe = TINY | {"epochs": 1.0}
     layouts = {"at_once": ({}, 1), "accumulated": ({"micro_batch_size": 4}, 1), "two_processes": ({}, 2)}
     weights, logged = {}, {}
     for name, (change, processes) in layouts.items():
@@ -99,7 +99,7 @@ def test_a_step_is_the_same_at_once_accumulated_and_on_two_processes(tmp_path: P
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    recipe = TINY | {"epochs": 3.0, "model": TINY["model"] | {"dropout": 0.1}}
+    recipe = TINY | {"epochs": 4.0, "model": TINY["model"] | {"dropout": 0.1}}
     run(tmp_path, recipe, tmp_path / "whole")
     whole = losses(tmp_path / "whole")
     assert len(whole) > 15
@@ -114,7 +114,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     log = killed / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not log.exists() or log.read_text().count("\n") < 10:  # behind two checkpoints, in mid-epoch
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -137,5 +138,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
         timeout=120,
     )
     assert other.returncode == 2
-    assert "another run" in other.stderr and "seed" in other.stderr
+    assert "another run" in other.stderr
+    assert "seed" in other.stderr
     assert "Traceback" not in other.stderr

@@ -95,9 +95,7 @@ def vg_source(folder: Path, **options: Any) -> VisualGenome:
     regions = [
         {
             "id": n,
-            "regions": [
-                {"region_id": 10 * n + k, "image_id": n, "phrase": f"thing {n} {k}"} for k in range(3)
-            ],
+            "regions": [{"region_id": 10 * n + k, "image_id": n, "phrase": f"thing {n} {k}"} for k in range(3)],
         }
         for n in range(1, 5)
     ]
@@ -153,9 +151,7 @@ def test_visual_genome_leaves_evaluation_images_out(tmp_path: Path, embed: bool 
         if embed is not None:  # a prepared data set instead of the JSON
             photos = write_photos(tmp_path / f"{name}_photos", 3)
             for item in data["images"]:
-                (photos / item["filename"]).write_bytes(
-                    (photos / "0.jpg").read_bytes() + b"\0" * item["imgid"]
-                )
+                (photos / item["filename"]).write_bytes((photos / "0.jpg").read_bytes() + b"\0" * item["imgid"])
             prepare(Karpathy(json=path, images=photos), tmp_path / name, embed_images=embed)
             path = tmp_path / name
         exclude.append(path)
@@ -248,9 +244,7 @@ def write_table(folder: Path, table: str, name: str = "captions.csv") -> Path:
 
 
 def test_folder_with_a_split_column(tmp_path: Path) -> None:
-    table = (
-        'Image,caption,split\n0.jpg,"one, two",train\n1.jpg,"a ""b""",val\n\n0.jpg,"over\ntwo lines",train\n'
-    )
+    table = 'Image,caption,split\n0.jpg,"one, two",train\n1.jpg,"a ""b""",val\n\n0.jpg,"over\ntwo lines",train\n'
     folder = write_table(tmp_path / "mine", table)
     prepare(Folder(images=folder, name="mine"), tmp_path / "set")
     assert texts(tmp_path / "set", "train") == {
@@ -281,9 +275,7 @@ def test_folder_with_jsonl(tmp_path: Path) -> None:
     found = {entry["where"]: entry["problem"] for entry in read_lines(tmp_path / "set" / "skipped.jsonl")}
     assert found == {f"line {n}": "malformed row" for n in range(5, 10)} | {
         "line 10": "image in two splits",
-        "line 11": "sentence is not text"
-        if Folder(images=folder, test=0.99)._split("1.jpg") == "test"
-        else "x",
+        "line 11": "sentence is not text" if Folder(images=folder, test=0.99)._split("1.jpg") == "test" else "x",
     }
 
 

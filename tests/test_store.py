@@ -26,9 +26,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache
 
 
-def write(
-    folder: Path, count: int = 3, text: str = "photo", overwrite: bool = False, embed: bool = False
-) -> Path:
+def write(folder: Path, count: int = 3, text: str = "photo", overwrite: bool = False, embed: bool = False) -> Path:
     with DatasetWriter(folder, name="tiny", overwrite=overwrite) as writer:
         for number in range(count):
             data = encoded(photo(number), "PNG")
@@ -147,9 +145,7 @@ def test_errors_name_splits_and_images(tmp_path: Path) -> None:
     with pytest.raises(PixelBertError, match="no split 'val': it has train, test"):
         data.examples("val")
     (tmp_path / "0.png").unlink()
-    with pytest.raises(
-        ImageError, match=r"image tiny:0 of .*0\.png.*does not exist.*prepare the data set again"
-    ):
+    with pytest.raises(ImageError, match=r"image tiny:0 of .*0\.png.*does not exist.*prepare the data set again"):
         data.load_image(0)
     (tmp_path / "1.png").write_bytes(encoded(photo(1, (50, 32)), "PNG"))
     with pytest.raises(ImageError, match="is 50 x 32 but was 40 x 32"):

@@ -54,16 +54,10 @@ def download(command: list[str], pattern: str, sha256: str, work: Path) -> Path:
     except FileNotFoundError:
         sys.exit(f"{command[0]} is not installed; install it and run this again")
     except subprocess.CalledProcessError as error:
-        sys.exit(
-            f"`{' '.join(command)}` failed with status {error.returncode}; check the network and run this "
-            "again"
-        )
+        sys.exit(f"`{' '.join(command)}` failed with status {error.returncode}; check the network and run this again")
     (file,) = work.glob(pattern)
     if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-        sys.exit(
-            f"{file.name}: not the file that this script was written for (SHA-256 differs); nothing was "
-            "written"
-        )
+        sys.exit(f"{file.name}: not the file that this script was written for (SHA-256 differs); nothing was written")
     return file
 
 

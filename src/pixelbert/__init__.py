@@ -1,5 +1,6 @@
 """pixelbert: Pixel-BERT, one transformer over image pixels and sentences, with no object detector."""
 
+from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.errors import PixelBertError
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.modeling import PixelBertForPreTraining, PixelBertModel
@@ -11,5 +12,6 @@ __all__ = [
     "PixelBertError",
     "PixelBertForPreTraining",
     "PixelBertModel",
+    "PixelBertProcessor",
     "PixelFeatures",
 ]

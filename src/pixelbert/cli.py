@@ -69,7 +69,8 @@ def train_command(recipe: Namespace) -> None:
 def evaluate_parser(parser: ArgumentParser) -> None:
     from pixelbert.evaluate import evaluate
 
-    parser.add_function_arguments(evaluate, skip={"json"})
+    parser.add_argument("checkpoint", type=str, help="folder of a trained model (DIR/final of a run), or a hub name")
+    parser.add_function_arguments(evaluate, skip={"checkpoint", "json"})
     parser.add_argument("--json", type=Path, help="file to write the metrics to")
 
 
@@ -83,7 +84,7 @@ def match_parser(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=str, help="folder of a trained model (DIR/final of a run)")
     parser.add_argument("photo", type=Path, help="an image file")
     parser.add_argument("sentences", type=str, nargs="+", help="one or several sentences")
-    parser.add_argument("--json", type=bool, default=False, help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def match_command(args: Namespace) -> None:
@@ -108,6 +109,23 @@ def convert_command(args: Namespace) -> None:
     print(convert_detectron(args.source, args.output))
 
 
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Take `--allow-leaks` for `--allow_leaks true`: options as people write them, to what the parser knows."""
+    result: list[str] = []
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+            alone = i + 1 == len(arguments) or arguments[i + 1].startswith("--")
+            if name in FLAGS and not equals and alone:
+                equals, value = "=", "true"
+        result.append(name + equals + value)
+    return result
+
+
+FLAGS = {"--strict", "--embed_images", "--overwrite", "--allow_leaks"}
+
+
 class Command(NamedTuple):
     """A command: one line of help, what adds its arguments, what runs it."""
 
@@ -130,8 +148,10 @@ COMMANDS = {
         "Measure a checkpoint on a prepared split, each figure beside its control.", evaluate_parser, evaluate_command
     ),
     "match": Command("Score sentences against a photo, from 0 to 1.", match_parser, match_command),
-    "convert": Command("Turn a Detectron ResNeXt .pkl into weights for model.backbone_init.", convert_parser, convert_command),
-}  # fmt: skip
+    "convert": Command(
+        "Turn a Detectron ResNeXt .pkl into weights for model.backbone_init.", convert_parser, convert_command
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -155,6 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         parser = ArgumentParser(prog=f"pixelbert {name}", description=command.help)
         command.arguments(parser)
+        if name != "match":  # whose sentences are anything
+            arguments = normalise(arguments)
         command.run(parser.instantiate(parser.parse_args(arguments)))
     except PixelBertError as error:
         print(f"pixelbert {name}: {error}", file=sys.stderr)

@@ -56,19 +56,37 @@ def evaluate(
     print_table(result)
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(json, json_module.dumps({"checkpoint": checkpoint, "data": data, "split": split, **result}, indent=2) + "\n")
+        write_atomically(
+            json,
+            json_module.dumps({"checkpoint": checkpoint, "data": data, "split": split, **result}, indent=2) + "\n",
+        )
     return result
 
 
 def print_table(result: dict[str, float | int]) -> None:
     """The metrics for people, with what chance or the control gets."""
     table = Table("metric", "value", "control", "control is")
-    table.add_row("ITM accuracy", f"{result['itm_accuracy']:.3f}", f"{result['itm_accuracy_blank']:.3f}", "blank photos (chance 0.5)")
+    table.add_row(
+        "ITM accuracy",
+        f"{result['itm_accuracy']:.3f}",
+        f"{result['itm_accuracy_blank']:.3f}",
+        "blank photos (chance 0.5)",
+    )
     for name in ("mlm_loss", "mlm_accuracy"):
         control = f"{result[f'{name}_other_photo']:.3f} / {result[f'{name}_blank']:.3f}"
-        table.add_row(name.replace("_", " ").replace("mlm", "MLM"), f"{result[name]:.3f}", control, "another photo / a blank one")
+        table.add_row(
+            name.replace("_", " ").replace("mlm", "MLM"),
+            f"{result[name]:.3f}",
+            control,
+            "another photo / a blank one",
+        )
     for way, items in (("text_to_image", "retrieval_images"), ("image_to_text", "retrieval_captions")):
         for k in (1, 5, 10):
             if f"{way}_r{k}" in result:
-                table.add_row(f"{way.replace('_', ' ')} R@{k}", f"{result[f'{way}_r{k}']:.3f}", f"{min(k / result[items], 1):.3f}", f"chance among {result[items]}")
+                table.add_row(
+                    f"{way.replace('_', ' ')} R@{k}",
+                    f"{result[f'{way}_r{k}']:.3f}",
+                    f"{min(k / result[items], 1):.3f}",
+                    f"chance among {result[items]}",
+                )
     console.print(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -58,10 +58,14 @@ class Tracker:
         show: false on all processes but the first.
     """
 
-    def __init__(
-        self, description: str, total: int | None = None, *, done: int = 0, show: bool = True
-    ) -> None:
-        self.description, self.total, self.done, self.start_at, self.show = description, total, done, done, show
+    def __init__(self, description: str, total: int | None = None, *, done: int = 0, show: bool = True) -> None:
+        self.description, self.total, self.done, self.start_at, self.show = (
+            description,
+            total,
+            done,
+            done,
+            show,
+        )
         self.started = self.last_line = time.monotonic()
         self.bar: Progress | None = None
         if show and console.is_terminal:
@@ -95,12 +99,16 @@ class Tracker:
         if self.total is not None and rate > 0:
             left = f", {time.strftime('%H:%M:%S', time.gmtime((self.total - self.done) / rate))} left"
         of = f"/{self.total}" if self.total is not None else ""
-        print(f"{self.description}: {self.done}{of}, {rate:.1f}/s{left} {note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"{self.description}: {self.done}{of}, {rate:.1f}/s{left} {note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, *, show: bool = True) -> Iterator[T]:
     """Yield `items` and show how far it is, how fast, and how long it will take."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Tracker(description, total, show=show) as tracker:
         for item in items:

@@ -94,5 +94,7 @@ def split_source(source: str) -> tuple[Path, list[str]]:
     """`DIR:split,split` to its parts."""
     folder, colon, splits = source.rpartition(":")
     if not colon or not folder or not splits:
-        raise PixelBertError(f"data {source!r}: expected DIR:SPLIT (or DIR:SPLIT,SPLIT), such as prepared/flickr8k:train")
+        raise PixelBertError(
+            f"data {source!r}: expected DIR:SPLIT (or DIR:SPLIT,SPLIT), such as prepared/flickr8k:train"
+        )
     return Path(folder), splits.split(",")

@@ -17,7 +17,7 @@ from pixelbert.data.corpus import Corpus
 from pixelbert.data.processing import PixelBertImageProcessor
 from pixelbert.model.modeling import PixelBertModel
 from pixelbert.model.pixels import REDUCTION, PixelFeatures, grid_features
-from pixelbert.model.resnet import folded
+from pixelbert.model.resnet import channels_last, folded
 from pixelbert.progress import Tracker
 
 
@@ -50,9 +50,7 @@ class FeatureCache:
     def get(self, images: list[int]) -> PixelFeatures:
         """The features of these images: values (I, K, C)."""
         parts = [self.values[self.starts[i] : self.starts[i + 1]] for i in images]
-        return PixelFeatures(
-            nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.from_numpy(self.grids[images])
-        )
+        return PixelFeatures(nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.from_numpy(self.grids[images]))
 
 
 def fingerprint(model: PixelBertModel, corpus: Corpus, processor: PixelBertImageProcessor) -> str:
@@ -61,14 +59,23 @@ def fingerprint(model: PixelBertModel, corpus: Corpus, processor: PixelBertImage
     for name, tensor in model.backbone.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    settings = {**processor.to_dict(), "images": corpus.image_checksums, "stride_in_1x1": model.config.stride_in_1x1}
+    settings = {
+        **processor.to_dict(),
+        "images": corpus.image_checksums,
+        "stride_in_1x1": model.config.stride_in_1x1,
+    }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
 @torch.inference_mode()
 def build_feature_cache(
-    model: PixelBertModel, corpus: Corpus, processor: PixelBertImageProcessor, folder: Path, *, batch: int = 16
+    model: PixelBertModel,
+    corpus: Corpus,
+    processor: PixelBertImageProcessor,
+    folder: Path,
+    *,
+    batch: int = 16,
 ) -> FeatureCache:
     """Encode every image of the corpus once, in bfloat16, or reuse the file in `folder` made from the same things.
 
@@ -85,18 +92,14 @@ def build_feature_cache(
     aside = path.with_suffix(".partial")
     aside.unlink(missing_ok=True)
     total = int(cache.starts[-1]) * cache.channels
-    values = torch.from_file(str(aside), shared=True, size=total, dtype=torch.bfloat16).view(
-        -1, cache.channels
-    )
+    values = torch.from_file(str(aside), shared=True, size=total, dtype=torch.bfloat16).view(-1, cache.channels)
     # Images of one shape together; each image's place in the file is known beforehand.
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    trunk = folded(model.backbone).to(model.device, torch.bfloat16, memory_format=torch.channels_last)
+    trunk = channels_last(folded(model.backbone).to(model.device, torch.bfloat16))
     with Tracker("encoding images once", len(order)) as tracker:
         for start in range(0, len(order), batch):
             images = order[start : start + batch]
-            pixels = [
-                processor.to_tensor(corpus.load_image(i)).to(model.device, torch.bfloat16) for i in images
-            ]
+            pixels = [processor.to_tensor(corpus.load_image(i)).to(model.device, torch.bfloat16) for i in images]
             features = grid_features(trunk, pixels)
             for row, image in enumerate(images):
                 n = int(grids[image].prod())

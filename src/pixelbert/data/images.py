@@ -119,9 +119,7 @@ def _header(source: ImageSource, name: str) -> Iterator[Image.Image]:
         try:
             image = Image.open(stream, formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ImageError(
-                f"{name} has too many pixels ({error}): make it smaller, or leave it out"
-            ) from None
+            raise ImageError(f"{name} has too many pixels ({error}): make it smaller, or leave it out") from None
         except Exception as error:
             raise ImageError(_not_an_image(stream, name)) from error
         _check_size(image.size, name)
@@ -138,9 +136,7 @@ def _open_file(path: Path | str, name: str) -> io.BufferedReader:
             raise ImageError(f"{name} is empty (0 bytes): copy or download it again, or leave it out")
         return Path(path).open("rb")
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingImageError(
-            f"{name} does not exist: check the path, or download the image again"
-        ) from None
+        raise MissingImageError(f"{name} does not exist: check the path, or download the image again") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ImageError(f"{name} cannot be read ({reason}): check the path and its permissions") from error
@@ -155,10 +151,7 @@ def _not_an_image(stream: IO[bytes], name: str) -> str:
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
         return f"{name} is a web page or SVG, not a photo: download the image again, or leave it out"
     known = ", ".join(FORMATS)
-    return (
-        f"{name} is not an image of a known format ({known}), or is cut short: "
-        "download it again, or leave it out"
-    )
+    return f"{name} is not an image of a known format ({known}), or is cut short: download it again, or leave it out"
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -174,8 +167,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         )
     if max(size) > MAX_ASPECT * min(size):
         raise ImageError(
-            f"{name} is {width} x {height}: longer than {MAX_ASPECT} times its short side. Crop it, or "
-            f"leave it out"
+            f"{name} is {width} x {height}: longer than {MAX_ASPECT} times its short side. Crop it, or leave it out"
         )
 
 
@@ -193,14 +185,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if mode.startswith("I"):  # I;16, I;16B, I;16L, or I: 16 bits kept in 32
         values = np.asarray(image)
         if mode == "I" and (values.min() < 0 or values.max() > 65535):
-            raise ImageError(
-                f"{name} has 32-bit pixels of no agreed range: save it as 8- or 16-bit, or leave it out"
-            )
+            raise ImageError(f"{name} has 32-bit pixels of no agreed range: save it as 8- or 16-bit, or leave it out")
         return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
     if mode == "F":
-        raise ImageError(
-            f"{name} has floating-point pixels of no agreed range: save it as 8-bit, or leave it out"
-        )
+        raise ImageError(f"{name} has floating-point pixels of no agreed range: save it as 8-bit, or leave it out")
     if mode == "La":
         image = image.convert("LA")
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:

@@ -130,9 +130,7 @@ def _plain(value: Any) -> Any:
 class _Run:
     """The state of one preparation: what was seen, and what was made of it."""
 
-    def __init__(
-        self, writer: DatasetWriter, folder: Path, summary: Summary, strict: bool, embed_images: bool
-    ) -> None:
+    def __init__(self, writer: DatasetWriter, folder: Path, summary: Summary, strict: bool, embed_images: bool) -> None:
         self.writer, self.folder, self.summary = writer, folder, summary
         self.strict, self.embed_images = strict, embed_images
         self.bad: Counter[str] = Counter()  # by item: image, sentence
@@ -182,9 +180,7 @@ class _Run:
         known = record.image_id in self.images
         if not sentences and not known:
             self.skip(
-                Skip(
-                    "image", "image without a sentence", "no sentence is left for it", record.where, bad=False
-                ),
+                Skip("image", "image without a sentence", "no sentence is left for it", record.where, bad=False),
                 record.image_id,
                 record.path,
             )
@@ -203,9 +199,7 @@ class _Run:
     def _image_problem(self, record: ImageRecord, photo: "Future[_Photo] | None") -> tuple[str, str] | None:
         """The problem and the full reason why an image cannot be used; None if it can."""
         if not is_split_name(record.split):
-            reason = (
-                f"the split is {short(record.split)}: use letters, digits and underscores, and not 'images'"
-            )
+            reason = f"the split is {short(record.split)}: use letters, digits and underscores, and not 'images'"
             return "bad split name", reason
         reason = unsafe_path(record.path) or ""
         if photo is None:
@@ -245,9 +239,7 @@ class _Run:
     def skip(self, skip: Skip, key: str | None = None, path: str | None = None) -> None:
         """Notes an item that is left out; under `strict` the first bad one ends it all."""
         if skip.bad and self.strict:
-            raise PixelBertError(
-                f"{skip.where}: {skip.problem}: {skip.reason}. Nothing was written (--strict)"
-            )
+            raise PixelBertError(f"{skip.where}: {skip.problem}: {skip.reason}. Nothing was written (--strict)")
         entry: dict[str, Any] = {"item": skip.item, "file": str(skip.where.file), "where": skip.where.place}
         entry |= {name: value for name, value in (("id", key), ("image", path)) if value is not None}
         entry |= {"problem": skip.problem, "reason": skip.reason, "bad": skip.bad}
@@ -279,9 +271,7 @@ class _Run:
             file.writelines(json.dumps(entry) + "\n" for entry in self.listed)
         bad = [entry for entry in self.listed if entry["bad"]] or self.listed
         first = "\n".join(f"  {Where(e['file'], e['where'])}: {e['problem']}: {e['reason']}" for e in bad[:5])
-        raise PixelBertError(
-            f"{complaint}. Nothing was written. All are listed in {report}; the first:\n{first}"
-        )
+        raise PixelBertError(f"{complaint}. Nothing was written. All are listed in {report}; the first:\n{first}")
 
 
 _Photo = tuple[int, int, bytes | None]  # width, height, bytes if they are to be embedded

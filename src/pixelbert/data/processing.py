@@ -15,7 +15,7 @@ import PIL.Image
 import torch
 from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, BertTokenizerFast, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BatchFeature, BertTokenizer, PreTrainedTokenizerBase
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.processing_utils import ProcessorMixin
 
@@ -158,5 +158,5 @@ class PixelBertProcessor(ProcessorMixin):
 def learn_tokenizer(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """A WordPiece vocabulary learned from sentences, in BERT's format (lower case), for models trained from scratch."""
     wordpiece = BertWordPieceTokenizer(lowercase=True)
-    wordpiece.train_from_iterator(sentences, vocab_size=vocab_size, min_frequency=1, show_progress=False)
-    return BertTokenizerFast(tokenizer_object=wordpiece._tokenizer, do_lower_case=True)
+    wordpiece.train_from_iterator(iter(sentences), vocab_size=vocab_size, min_frequency=1, show_progress=False)
+    return BertTokenizer(tokenizer_object=wordpiece._tokenizer, do_lower_case=True)

@@ -1,9 +1,9 @@
 """The order of training: images grouped, sentences packed, the same on any number of devices.
 
 The training data is one endless stream: epoch after epoch, each a seeded permutation of the examples in which up to
-`sentences_per_image` sentences of one image stand together. A step takes the next `size` examples of the stream, whatever
-the devices; ranks and micro-batches are slices of a step. So the order is a pure function of (seed, step): any step can
-be had without the ones before it, which is what makes a resumed run exact.
+`sentences_per_image` sentences of one image stand together. A step takes the next `size` examples of the stream,
+whatever the devices; ranks and micro-batches are slices of a step. So the order is a pure function of (seed, step): any
+step can be had without the ones before it, which is what makes a resumed run exact.
 """
 
 from __future__ import annotations

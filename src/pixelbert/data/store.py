@@ -121,9 +121,7 @@ class PreparedDataset:
             PixelBertError: there is no such split; the message names those that there are.
         """
         if split not in self.splits:
-            raise PixelBertError(
-                f"{self.folder} has no split {split!r}: it has {', '.join(self.splits) or 'none'}"
-            )
+            raise PixelBertError(f"{self.folder} has no split {split!r}: it has {', '.join(self.splits) or 'none'}")
         if split not in self._examples:
             self._examples[split] = self._table(split, EXAMPLE_SCHEMA)
         return self._examples[split]
@@ -155,9 +153,7 @@ class PreparedDataset:
         return image
 
     def _table(self, name: str, schema: pa.Schema) -> datasets.Dataset:
-        paths = [
-            self.folder / file for file in sorted(self.manifest["files"]) if file.rsplit("-", 1)[0] == name
-        ]
+        paths = [self.folder / file for file in sorted(self.manifest["files"]) if file.rsplit("-", 1)[0] == name]
         if not paths:
             raise PixelBertError(f"{self.folder} lists no file for {name!r} in {MANIFEST}: prepare it again")
         try:

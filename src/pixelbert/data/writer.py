@@ -251,14 +251,11 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         return
     if MANIFEST not in inside:
         raise PixelBertError(
-            f"{output} is not empty and not a prepared data set (it holds {inside[0]}): give --output "
-            f"another folder"
+            f"{output} is not empty and not a prepared data set (it holds {inside[0]}): give --output another folder"
         )
     foreign = [name for name in inside if not _OUR_FILES.fullmatch(name)]
     if foreign:
-        raise PixelBertError(
-            f"{output} also holds {foreign[0]}, which prepare did not write: move it away first"
-        )
+        raise PixelBertError(f"{output} also holds {foreign[0]}, which prepare did not write: move it away first")
     if not overwrite:
         raise PixelBertError(f"{output} already holds a prepared data set: add --overwrite to replace it")
 

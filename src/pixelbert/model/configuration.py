@@ -56,9 +56,7 @@ class PixelBertConfig(PreTrainedConfig):
         if batch_norm not in ("frozen", "train"):
             raise ValueError(f"batch_norm is {batch_norm!r}; it is 'frozen' or 'train'")
         if hidden_size % num_attention_heads:
-            raise ValueError(
-                f"hidden_size {hidden_size} is not a multiple of {num_attention_heads} attention heads"
-            )
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of {num_attention_heads} attention heads")
         self.backbone = backbone
         self.stride_in_1x1 = stride_in_1x1
         self.batch_norm = batch_norm

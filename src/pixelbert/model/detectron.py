@@ -144,8 +144,7 @@ def _recognise(source: Path, blobs: Mapping[str, np.ndarray]) -> tuple[str, Back
             "input scaling; give Detectron's own file (X-152-32x8d-IN5k.pkl of its model zoo)"
         )
     layers = tuple(
-        len({m[1] for b in blobs if (m := re.match(rf"res{stage}_(\d+)_branch2a_w$", b))})
-        for stage in range(2, 6)
+        len({m[1] for b in blobs if (m := re.match(rf"res{stage}_(\d+)_branch2a_w$", b))}) for stage in range(2, 6)
     )
     stem, middle = (blobs[b].shape if b in blobs else () for b in ("conv1_w", "res2_0_branch2b_w"))
     for name, shape in BACKBONES.items():
@@ -177,15 +176,11 @@ def read_blobs(path: Path) -> dict[str, np.ndarray]:
         raise PixelBertError(f"{path}: not a pickle of arrays ({reason}); download the file again") from error
     blobs = data.get("blobs", data) if isinstance(data, dict) else None
     if not isinstance(blobs, dict) or not blobs:
-        raise PixelBertError(
-            f"{path}: expected a dict of arrays, alone or under 'blobs', as Detectron publishes"
-        )
+        raise PixelBertError(f"{path}: expected a dict of arrays, alone or under 'blobs', as Detectron publishes")
     arrays = {str(k): v for k, v in blobs.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
     others = [str(k) for k in blobs if str(k) not in arrays and not NOT_OF_THE_TRUNK.fullmatch(str(k))]
     if others:
-        raise PixelBertError(
-            f"{path}: no array of floats under {', '.join(others[:5])}; download the file again"
-        )
+        raise PixelBertError(f"{path}: no array of floats under {', '.join(others[:5])}; download the file again")
     return arrays
 
 

@@ -18,9 +18,7 @@ class TextEmbeddings(nn.Module):
 
     def __init__(self, config: PixelBertConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(
-            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
-        )
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -32,16 +30,12 @@ class TextEmbeddings(nn.Module):
                 f"a sentence of {length} tokens is longer than the {self.position_embeddings.num_embeddings} positions "
                 "of this model; truncate it (the processor does by default)"
             )
-        return self.dropout(
-            self.LayerNorm(self.word_embeddings(input_ids) + self.position_embeddings.weight[:length])
-        )
+        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]))
 
 
 def softmax(scores: Tensor) -> Tensor:
     """Softmax over the last dimension, computed in float32 inside and returned in the precision of `scores`."""
-    with torch.autocast(
-        scores.device.type, enabled=False
-    ):  # which would return, and keep for backward, float32
+    with torch.autocast(scores.device.type, enabled=False):  # which would return, and keep for backward, float32
         return scores.softmax(-1)
 
 
@@ -58,8 +52,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
         q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )  # each (P, A, S, D/A)
         dropout = self.dropout_p if self.training else 0.0
         # The fused kernels don't give their weights away; and on a CPU their backward pass in bfloat16 took five times
@@ -140,9 +133,7 @@ class Encoder(nn.Module):
         """
         attentions: list[Tensor] = []
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(
-                torch.get_autocast_dtype(x.device.type)
-            )  # or every sum of the residual stream is in float32
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # or every sum of the residual stream is in float32
         mask = None if mask is None else mask[:, None, None, :]
         for layer in self.layer:
             x, attention = layer(x, mask, output_attentions)

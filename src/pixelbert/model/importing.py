@@ -100,8 +100,7 @@ def load_bert(model: PixelBertPreTrainedModel, source: str | Path) -> LoadReport
                 missing.append(name)
                 continue
             raise PixelBertError(
-                f"{source}: the tensor {origin} is missing, so this is not a whole BERT; fetch or save it "
-                "again"
+                f"{source}: the tensor {origin} is missing, so this is not a whole BERT; fetch or save it again"
             )
         used.add(origin)
         state[name] = theirs_state[origin]
@@ -126,22 +125,16 @@ def _bert_name(name: str, prefix: str) -> str | None:
 
 
 def _bert_config(source: str | Path) -> PreTrainedConfig:
-    advice = (
-        "give a folder with config.json and model.safetensors (or pytorch_model.bin), or a name on the hub"
-    )
+    advice = "give a folder with config.json and model.safetensors (or pytorch_model.bin), or a name on the hub"
     try:
         config = AutoConfig.from_pretrained(str(source))
     except Exception as error:  # broken files fail in any way at all
-        raise PixelBertError(
-            f"{source}: no BERT could be read there ({first_line(error)}); {advice}"
-        ) from error
+        raise PixelBertError(f"{source}: no BERT could be read there ({first_line(error)}); {advice}") from error
     if config.model_type != "bert":
         raise PixelBertError(f"{source}: a {config.model_type!r} model, where a 'bert' is needed; {advice}")
     positions = getattr(config, "position_embedding_type", "absolute")
     if positions != "absolute":
-        raise PixelBertError(
-            f"{source}: its positions are {positions!r} and Pixel-BERT's 'absolute'; take another"
-        )
+        raise PixelBertError(f"{source}: its positions are {positions!r} and Pixel-BERT's 'absolute'; take another")
     return config
 
 
@@ -155,8 +148,7 @@ def _read_bert(source: str | Path, config: PreTrainedConfig) -> tuple[dict[str, 
             )
     except Exception as error:  # broken files fail in any way at all
         raise PixelBertError(
-            f"{source}: the weights could not be read ({first_line(error)}); fetch or save the checkpoint "
-            "again"
+            f"{source}: the weights could not be read ({first_line(error)}); fetch or save the checkpoint again"
         ) from error
     bert, info = result
     state: dict[str, Tensor] = bert.state_dict()
@@ -206,9 +198,7 @@ def load_backbone(model: PixelBertPreTrainedModel, path: str | Path) -> LoadRepo
     notes = _check_stride(path, metadata.get("stride_in_1x1"), model.config.stride_in_1x1)
     backbone = model.base_model.get_submodule("backbone")
     prefix = "backbone." if model.base_model is model else f"{model.base_model_prefix}.backbone."
-    target = {
-        f"{prefix}{k}": v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")
-    }
+    target = {f"{prefix}{k}": v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     wanted = {name: name.removeprefix(prefix) for name in target}
 
     left_out = [k for k in theirs if k.startswith("fc.") or k.endswith("num_batches_tracked")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,6 @@ class PixelBertPreTrainedModel(PreTrainedModel):
     config_class = PixelBertConfig
     base_model_prefix = "pixelbert"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -83,10 +83,8 @@ class PixelBertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.zeros_(module.running_mean)
-                nn.init.ones_(module.running_var)
-                nn.init.zeros_(module.num_batches_tracked)
+            for name, buffer in module.named_buffers():  # a batch norm's statistics
+                nn.init.constant_(buffer, float(name == "running_var"))
         elif isinstance(module, PixelEmbedding):
             nn.init.normal_(module.semantic, std=std)
         elif isinstance(module, MaskedLanguageModelHead):
@@ -117,8 +115,8 @@ class PixelBertModel(PixelBertPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embeddings.word_embeddings = value
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = cast(nn.Embedding, value)
 
     def trunk_features(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
         """The CNN and the 2 x 2 max pool; see `grid_features`."""
@@ -160,17 +158,13 @@ class PixelBertModel(PixelBertPreTrainedModel):
             output_attentions: return attention weights (slower: not from the fused kernels).
         """
         if input_ids is None:
-            raise ValueError(
-                "input_ids is missing: (pairs, tokens), as PixelBertProcessor(text=...) makes them"
-            )
+            raise ValueError("input_ids is missing: (pairs, tokens), as PixelBertProcessor(text=...) makes them")
         if pixel_values is not None:
             features = self.encode_images(pixel_values)
         elif trunk_features is not None:
             features = self.pixel_embedding(trunk_features)
         x = self.embeddings(input_ids)
-        mask = (
-            torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        )
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         pixel_mask = None
         if features is not None:
             if image_index is None:
@@ -238,9 +232,8 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
             trunk_features=trunk_features,
             output_attentions=output_attentions,
         )
-        result = PixelBertForPreTrainingOutput(
-            match_logits=self.itm_head(output.pooler_output).float(), attentions=output.attentions
-        )
+        match_logits = self.itm_head(output.pooler_output).float()
+        result = PixelBertForPreTrainingOutput(match_logits=match_logits, attentions=output.attentions)
         words = self.pixelbert.get_input_embeddings().weight
         if token_labels is not None:
             masked = token_labels != IGNORE  # scores over the vocabulary are dear: only where they are needed
@@ -251,7 +244,5 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
             x = output.last_hidden_state[:, : input_ids.shape[1]]  # type: ignore[union-attr]
             result.token_logits = self.mlm_head(x, words).float()
         if match_labels is not None:
-            result.itm_loss = F.binary_cross_entropy_with_logits(
-                result.match_logits, match_labels.float(), reduction="sum"
-            )
+            result.itm_loss = F.binary_cross_entropy_with_logits(match_logits, match_labels.float(), reduction="sum")
         return result

@@ -37,10 +37,11 @@ class PixelFeatures:
     def __len__(self) -> int:
         return self.values.shape[0]
 
-    def to(self, *args: torch.device | torch.dtype | str, non_blocking: bool = False) -> PixelFeatures:
-        """Move or convert the values; the grid follows the device."""
-        values = self.values.to(*args, non_blocking=non_blocking)
-        return PixelFeatures(values, self.grid.to(values.device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PixelFeatures:
+        """Move to a device."""
+        return PixelFeatures(
+            self.values.to(device, non_blocking=non_blocking), self.grid.to(device, non_blocking=non_blocking)
+        )
 
     def select(self, images: Tensor) -> PixelFeatures:
         """The features of the images with these indices (n,)."""
@@ -87,8 +88,7 @@ def grid_features(trunk: nn.Module, pixel_values: Tensor | Sequence[Tensor]) -> 
     for i, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(i)
     parts = [
-        flatten_grid(F.max_pool2d(trunk(torch.stack([pixel_values[i] for i in group])), 2))
-        for group in groups.values()
+        flatten_grid(F.max_pool2d(trunk(torch.stack([pixel_values[i] for i in group])), 2)) for group in groups.values()
     ]
     features = PixelFeatures.concatenate(parts)
     if len(parts) == 1:
@@ -113,9 +113,7 @@ class PixelEmbedding(nn.Module):
         if config.pixel_positions:
             self.row = nn.Embedding(config.pixel_positions, config.hidden_size)
             self.column = nn.Embedding(config.pixel_positions, config.hidden_size)
-        self.norm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pixel_layer_norm else None
-        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pixel_layer_norm else None
 
     def forward(self, features: PixelFeatures) -> PixelFeatures:
         x = self.projection(features.values.to(self.projection.weight.dtype)) + self.semantic

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +35,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(
-        self, channels: int, planes: int, stride: int, shape: BackboneShape, stride_in_1x1: bool
-    ) -> None:
+    def __init__(self, channels: int, planes: int, stride: int, shape: BackboneShape, stride_in_1x1: bool) -> None:
         super().__init__()
         width = planes * shape.width_per_group // 64 * shape.groups
         out = planes * self.expansion
@@ -48,11 +47,9 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.Sequential | nn.Conv2d | None = None
         if stride != 1 or channels != out:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -79,9 +76,7 @@ class ResNet(nn.Module):
             features then don't depend on the images beside it, in training too.
     """
 
-    def __init__(
-        self, shape: BackboneShape, *, stride_in_1x1: bool = False, frozen_batch_norm: bool = True
-    ) -> None:
+    def __init__(self, shape: BackboneShape, *, stride_in_1x1: bool = False, frozen_batch_norm: bool = True) -> None:
         super().__init__()
         self.shape = shape
         self.frozen_batch_norm = frozen_batch_norm
@@ -121,16 +116,21 @@ class ResNet(nn.Module):
         return x
 
 
+def channels_last(trunk: ResNet) -> ResNet:
+    """Lay the convolutions' weights out as the fastest kernels read them; the same values under the same names."""
+    return trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 def folded(trunk: ResNet) -> ResNet:
     """A copy for inference with its batch norms folded into the convolutions before them: the same function, faster."""
     trunk = copy.deepcopy(trunk).eval()
     for block in [trunk, *(m for m in trunk.modules() if isinstance(m, Bottleneck))]:
-        for name, conv in list(block.named_children()):
-            if isinstance(conv, nn.Conv2d):
-                norm = name.replace("conv", "bn")
-                setattr(block, name, fuse_conv_bn_eval(conv, getattr(block, norm)))
-                setattr(block, norm, nn.Identity())
-        if isinstance(block, Bottleneck) and block.downsample is not None:
-            conv, norm = block.downsample
+        for name, child in list(block.named_children()):
+            if isinstance(child, nn.Conv2d):
+                norm_name = name.replace("conv", "bn")
+                setattr(block, name, fuse_conv_bn_eval(child, getattr(block, norm_name)))
+                setattr(block, norm_name, nn.Identity())
+        if isinstance(block, Bottleneck) and isinstance(block.downsample, nn.Sequential):
+            conv, norm = cast(tuple[nn.Conv2d, nn.BatchNorm2d], tuple(block.downsample))
             block.downsample = fuse_conv_bn_eval(conv, norm)
     return trunk

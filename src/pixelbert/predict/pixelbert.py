@@ -76,4 +76,5 @@ def load_checkpoint(checkpoint: str | Path, device: str) -> tuple[PixelBertForPr
             f"{checkpoint}: no Pixel-BERT checkpoint can be read there ({error}). Give the `final` folder of a run "
             "that has finished."
         ) from error
-    return model.to(device), processor
+    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` in a way that hides its types
+    return model, processor

@@ -1,8 +1,8 @@
 """Pre-training (paper section 3.3): masked language modelling, image-text matching, random pixel sampling.
 
 A batch is a set of images and a list of pairs that index into it. Each example gives a matched pair and, for image-text
-matching, a mismatched one: the same image with a sentence of another image, masked in just the same way, so that nothing
-in how the texts are made gives the label away.
+matching, a mismatched one: the same image with a sentence of another image, masked in just the same way, so that
+nothing in how the texts are made gives the label away.
 
 Shapes: I images, P pairs, L word tokens, k sampled pixels.
 """
@@ -111,7 +111,8 @@ def mismatched_example(corpus: Corpus, example: int, own: set[str], rng: np.rand
             return other
     raise PixelBertError(
         f"{', '.join(corpus.sources)}: no sentence of another image was found for example "
-        f"{corpus.example_id(example)!r} in 1000 draws; image-text matching needs several images with sentences of their own"
+        f"{corpus.example_id(example)!r} in 1000 draws; image-text matching "
+        "needs several images with sentences of their own"
     )
 
 
@@ -280,7 +281,9 @@ class PretrainingData(Dataset):
         if self.cache is not None:
             inputs["trunk_features"] = self.cache.get(images)
         else:
-            inputs["pixel_values"] = [self.processor.image_processor.to_tensor(self.corpus.load_image(i)) for i in images]
+            inputs["pixel_values"] = [
+                self.processor.image_processor.to_tensor(self.corpus.load_image(i)) for i in images
+            ]
         if any(pair.pixels is not None for pair in pairs):
             inputs["pixel_index"] = self._pixel_index(pairs)
         return inputs

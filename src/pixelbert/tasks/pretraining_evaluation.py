@@ -175,14 +175,14 @@ def _matching_and_masking(
         other = mismatched_example(corpus, example, own[int(corpus.image_of[example])], rng)
         for e in (example, other):
             if e not in tokens:
-                tokens[e] = processor.tokenizer(
-                    corpus.text(e), truncation=True, max_length=processor.max_length
-                )["input_ids"]
+                tokens[e] = processor.tokenizer(corpus.text(e), truncation=True, max_length=processor.max_length)[
+                    "input_ids"
+                ]
         others.append(other)
         masks.append(mask_tokens(np.array(tokens[example]), processor.tokenizer, 0.15, rng))
     used = sorted({int(corpus.image_of[e]) for e in [*chosen, *others]})
     row = {image: i for i, image in enumerate(used)}
-    image_row = [row[int(i)] if int(i) in row else -1 for i in corpus.image_of]
+    image_row = [row.get(int(i), -1) for i in corpus.image_of]
     encode = partial(encode_corpus, model, processor, corpus, used, cache=cache, show=show)
     run = partial(run_pairs, model, show=show)
 
@@ -193,9 +193,7 @@ def _matching_and_masking(
         Sentence(shown.tolist(), image_row[e], labels.tolist())
         for e, (shown, labels) in zip(chosen, masks, strict=True)
     ]
-    with_other = [
-        Sentence(s.ids, image_row[o], s.labels) for s, o in zip(with_photo, others, strict=True)
-    ]
+    with_other = [Sentence(s.ids, image_row[o], s.labels) for s, o in zip(with_photo, others, strict=True)]
     features, blank = encode(), encode(blank=True)
     result: dict[str, float | int] = {
         "examples": len(chosen),
@@ -225,9 +223,9 @@ def _retrieval(
     captions = [e for es in groups.values() for e in (es[:captions_per_image] if captions_per_image else es)]
     rows = {image: i for i, image in enumerate(groups)}
     caption_image = np.array([rows[int(corpus.image_of[e])] for e in captions])
-    tokens = processor.tokenizer(
-        [corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length
-    )["input_ids"]
+    tokens = processor.tokenizer([corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length)[
+        "input_ids"
+    ]
     features = encode_corpus(model, processor, corpus, list(groups), cache=cache, show=show)
     pairs = [Sentence(ids, image) for ids in tokens for image in range(len(groups))]
     scores = run_pairs(model, features, pairs, "all pairs", show=show)[0].reshape(len(captions), len(groups)).T

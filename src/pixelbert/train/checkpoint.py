@@ -1,10 +1,10 @@
 """A run's folder: which run it belongs to, its checkpoints, what was logged.
 
-    DIR/recipe.yaml               the whole recipe; another recipe on the same folder is refused
-    DIR/metrics.jsonl             one JSON object a logged step
-    DIR/validation.jsonl          one a measurement on the validation split
-    DIR/checkpoints/step-00000100 accelerate's state (weights in safetensors, optimisers, schedules) and progress.json
-    DIR/final                     the finished model, for from_pretrained
+DIR/recipe.yaml               the whole recipe; another recipe on the same folder is refused
+DIR/metrics.jsonl             one JSON object a logged step
+DIR/validation.jsonl          one a measurement on the validation split
+DIR/checkpoints/step-00000100 accelerate's state (weights in safetensors, optimisers, schedules) and progress.json
+DIR/final                     the finished model, for from_pretrained
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.model.modeling import PixelBertForPreTraining
+from pixelbert.model.resnet import channels_last
 from pixelbert.progress import Tracker, console
 from pixelbert.tasks.pretraining import PretrainingBatch, PretrainingData, batch_keys, pretraining_loss
 from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
@@ -73,7 +74,7 @@ def train(recipe: Recipe) -> Path:
     processor = build_processor(recipe, corpus)
     bare, reports = build_model(recipe, processor.tokenizer)
     bare.to(accelerator.device)
-    bare.pixelbert.backbone.to(memory_format=torch.channels_last)
+    channels_last(bare.pixelbert.backbone)
     if main:
         for report in reports:
             console.print(str(report))
@@ -82,7 +83,7 @@ def train(recipe: Recipe) -> Path:
         folder = Path(recipe.model.feature_cache)
         with accelerator.main_process_first():
             caches = [
-                part and build_feature_cache(bare.pixelbert, part, processor.image_processor, folder)
+                build_feature_cache(bare.pixelbert, part, processor.image_processor, folder) if part else None
                 for part in (corpus, validation)
             ]
     optimizers = list(build_optimizers(bare, recipe.optimizer).values())
@@ -145,7 +146,13 @@ def train(recipe: Recipe) -> Path:
                 if main:
                     limit = recipe.evaluate_examples
                     row = evaluate_pretraining(
-                        bare, processor, validation, examples=limit, seed=recipe.seed, cache=caches[1], show=False
+                        bare,
+                        processor,
+                        validation,
+                        examples=limit,
+                        seed=recipe.seed,
+                        cache=caches[1],
+                        show=False,
                     )
                     checkpoint.append_line(output / "validation.jsonl", {"step": progress.step, **row})
                     accelerator.log({f"validation/{k}": v for k, v in row.items()}, step=progress.step)
@@ -174,7 +181,7 @@ def data_loader(data: PretrainingData, first_step: int, steps: int, workers: int
         batch_size=None,
         sampler=list(batch_keys(data, first_step, steps)),  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=as_it_is,
+        collate_fn=as_it_is,  # type: ignore[arg-type]
         prefetch_factor=4 if workers else None,
         persistent_workers=False,
     )
@@ -211,7 +218,12 @@ def trackable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(
-    recipe: Recipe, corpus: Corpus, steps: int, accelerator: Accelerator, model: PixelBertForPreTraining, step: int
+    recipe: Recipe,
+    corpus: Corpus,
+    steps: int,
+    accelerator: Accelerator,
+    model: PixelBertForPreTraining,
+    step: int,
 ) -> None:
     """Say what is about to run."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

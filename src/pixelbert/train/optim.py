@@ -24,7 +24,7 @@ def decay_groups(named: list[tuple[str, nn.Parameter]], weight_decay: float) -> 
 
 
 def build_optimizers(model: PixelBertPreTrainedModel, recipe: OptimizerRecipe) -> dict[str, Optimizer]:
-    """"transformer" (AdamW) and, unless the CNN is frozen, "cnn" (SGD)."""
+    """ "transformer" (AdamW) and, unless the CNN is frozen, "cnn" (SGD)."""
     backbone = [(n, p) for n, p in model.named_parameters() if ".backbone." in f".{n}"]
     rest = [(n, p) for n, p in model.named_parameters() if ".backbone." not in f".{n}"]
     optimizers: dict[str, Optimizer] = {

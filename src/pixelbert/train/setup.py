@@ -48,6 +48,7 @@ def build_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> Pix
         "batch_norm": recipe.batch_norm,
         "pixel_layer_norm": recipe.pixel_layer_norm,
         "pixel_positions": recipe.pixel_positions,
+        "initializer_range": recipe.initializer_range,
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
     }

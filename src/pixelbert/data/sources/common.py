@@ -138,9 +138,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise PixelBertError(f"{path} does not exist: check the path") from None
     except (OSError, ValueError) as error:
-        raise PixelBertError(
-            f"{path} cannot be read ({getattr(error, 'strerror', None) or error})"
-        ) from error
+        raise PixelBertError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not data.strip():
         raise PixelBertError(f"{path} is empty: copy or download it again")
     try:
@@ -189,14 +187,10 @@ def require(data: Any, path: Path, kind: type, keys: dict[str, type], expected: 
     if not fits:
         names: dict[type, str] = {dict: "an object", list: "an array"}
         found = names.get(type(data), type(data).__name__)
-        raise PixelBertError(
-            f"{path}: expected {expected}, {names[kind]} at the top, and found {found}.{tail}"
-        )
+        raise PixelBertError(f"{path}: expected {expected}, {names[kind]} at the top, and found {found}.{tail}")
     for key, wanted in keys.items():
         if key not in data:
-            raise PixelBertError(
-                f"{path}: expected {expected}, and the key {key!r} is missing at the top.{tail}"
-            )
+            raise PixelBertError(f"{path}: expected {expected}, and the key {key!r} is missing at the top.{tail}")
         if not isinstance(data[key], wanted):
             found = type(data[key]).__name__
             raise PixelBertError(

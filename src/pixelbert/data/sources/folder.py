@@ -57,9 +57,7 @@ class Folder:
     def read(self) -> Reading:
         """Opens the table; see `Source`."""
         if self.val < 0 or self.test < 0 or self.val + self.test >= 1:
-            raise PixelBertError(
-                f"val {self.val} and test {self.test} are shares of the images, together less than 1"
-            )
+            raise PixelBertError(f"val {self.val} and test {self.test} are shares of the images, together less than 1")
         path, name = self._table(), check_name(self.name)
         text = read_text(path)
         rows = list(_csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text))
@@ -92,9 +90,7 @@ class Folder:
             split = str(row["split"]) if row.get("split") else self._split(key)
             record = records.setdefault(key, ImageRecord(image_id, path, split, where))
             if record.split != split:
-                reason = (
-                    f"the image is in {record.split!r} ({record.where.place}) and may not be in {split!r} too"
-                )
+                reason = f"the image is in {record.split!r} ({record.where.place}) and may not be in {split!r} too"
                 yield Skip("sentence", "image in two splits", reason, where)
                 continue
             text = next((row[column] for column in TEXT_COLUMNS if column in row), None)
@@ -127,9 +123,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
         header = [column.strip().lower() for column in next(reader)]
         if "image" not in header or not any(column in header for column in TEXT_COLUMNS):
             tail = next((f" Use commas, not {mark!r}." for mark in ";\t|" if mark in ",".join(header)), "")
-            raise PixelBertError(
-                f"{path}, line 1: expected {FORMAT}; found the columns {', '.join(header)}.{tail}"
-            )
+            raise PixelBertError(f"{path}, line 1: expected {FORMAT}; found the columns {', '.join(header)}.{tail}")
         if len(set(header)) < len(header):
             raise PixelBertError(f"{path}, line 1: a column's name stands twice: {', '.join(header)}")
         while True:

@@ -33,7 +33,8 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 NAMES = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 SIDE = 256  # a grid of 4 x 4 pixels
-CELLS = ("at the top left", "at the top right", "at the bottom left", "at the bottom right")  # a thing stands in one
+# Each thing stands in one of four cells, row by row.
+CELLS = ("at the top left", "at the top right", "at the bottom left", "at the bottom right")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def make_scene(number: int) -> Scene:
         size = int(rng.integers(half * 6 // 10, half * 9 // 10))
         left = cell % 2 * half + int(rng.integers(half - size))
         top = cell // 2 * half + int(rng.integers(half - size))
-        thing = Thing(*NAMES[name], cell, (left, top, left + size, top + size))
+        colour, shape = NAMES[name]
+        thing = Thing(colour, shape, cell, (left, top, left + size, top + size))
         draw_thing(draw, thing, COLOURS[thing.colour])
         things.append(thing)
     return Scene(image, tuple(things))

@@ -45,9 +45,7 @@ class _Elements:
             raise PixelBertError(f"{self.path} is empty: copy or download it again")
         if start != "[":
             what = "an object" if start == "{" else repr(start)
-            raise PixelBertError(
-                f"{self.path}: expected {self.expected}, an array at the top, and found {what}"
-            )
+            raise PixelBertError(f"{self.path}: expected {self.expected}, an array at the top, and found {what}")
         self.position += 1
         if self._next_character() == "]":
             raise PixelBertError(f"{self.path} is an empty array: download it again")

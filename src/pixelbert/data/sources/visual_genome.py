@@ -74,22 +74,16 @@ class VisualGenome:
         require(rows, path, list, {}, IMAGE_DATA)
         facts = {str(as_id(row.get("image_id"))): row for row in rows if isinstance(row, dict)}
         if not any("coco_id" in row for row in facts.values()):
-            raise PixelBertError(
-                f"{path}: expected {IMAGE_DATA}, an array of objects with image_id and coco_id"
-            )
+            raise PixelBertError(f"{path}: expected {IMAGE_DATA}, an array of objects with image_id and coco_id")
         return Reading("vg", self._records(facts, tested), len(facts))
 
-    def _records(
-        self, facts: dict[str, dict[str, Any]], tested: TestedImages
-    ) -> Iterator[ImageRecord | Skip]:
+    def _records(self, facts: dict[str, dict[str, Any]], tested: TestedImages) -> Iterator[ImageRecord | Skip]:
         path = Path(self.regions)
         for row, item in enumerate(iter_json_array(path, REGIONS)):
             if row == 0:
                 require([item], path, list, {}, REGIONS)
                 if not isinstance(item, dict) or "regions" not in item:
-                    raise PixelBertError(
-                        f"{path}: expected {REGIONS}, an array of objects with id and regions"
-                    )
+                    raise PixelBertError(f"{path}: expected {REGIONS}, an array of objects with id and regions")
             where = Where(path, f"[{row}]")
             problem = _image_problem(item, facts)
             if problem:
@@ -107,9 +101,7 @@ class VisualGenome:
                 if problem:
                     yield Skip("sentence", "malformed sentence entry", problem, here)
                 else:
-                    record.sentences.append(
-                        Sentence(f"vg:{as_id(region['region_id'])}", region["phrase"], here)
-                    )
+                    record.sentences.append(Sentence(f"vg:{as_id(region['region_id'])}", region["phrase"], here))
             yield record
 
     def _path(self, number: str, facts: dict[str, Any]) -> str:
@@ -137,9 +129,7 @@ def _image_problem(item: Any, facts: dict[str, dict[str, Any]]) -> str:
     if number is None or not number.isdigit():
         return f"'id' is {short(item['id'])}, not a number"
     if number not in facts:
-        return (
-            f"image {number} is not in image_data.json, so nobody can tell whether it is in an evaluation set"
-        )
+        return f"image {number} is not in image_data.json, so nobody can tell whether it is in an evaluation set"
     if not isinstance(item["regions"], list):
         return f"'regions' is {short(item['regions'])}, not an array"
     return ""

@@ -1,0 +1,249 @@
+"""The report of the demonstration: one page that needs nothing else, neither files beside it nor a network.
+
+The page's words are in page.html, its looks in page.css; here its blanks are filled. Everything shown is chosen by
+rule, the first so many, and whatever comes from data is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import PIL.Image
+
+from pixelbert.data.sources.scenes import Scene
+from pixelbert.demo.figures import FULL, Curve, chart, heat, inlined, smoothed
+from pixelbert.demo.measure import CANDIDATES, Results, metric_rows
+from pixelbert.demo.sample import TRAINED, Photo
+from pixelbert.predict import PixelBert
+
+SHOWN_SCENES, SHOWN_PHOTOS = 6, 8  # whose best-scoring sentences are shown
+ATTENDED_SCENES, ATTENDED_PHOTOS = 3, 4  # whose attention is shown
+BEST = 3  # sentences shown with each image
+WORDS = 5  # words shown with each image
+# Words whose attention is not shown, since they name nothing.
+LITTLE_WORDS = re.compile(
+    r"an?|and|are|as|at|be|by|for|from|has|her|his|in|into|is|its?|of|off|on|or|some|that|the|their|there|this|to|two"
+)
+
+Row = dict[str, float]  # one line of a run's log
+
+
+def write_report(
+    file: Path,
+    run: Path,
+    per_step: int,
+    model: PixelBert,
+    results: Results,
+    photos: Sequence[Photo],
+    scenes: Sequence[Scene],
+) -> None:
+    """Write the page.
+
+    Args:
+        file: the page.
+        run: folder of the training run, whose metrics.jsonl and validation.jsonl give the curves.
+        per_step: its pairs a step.
+        model: what was trained.
+        results: what was measured.
+        photos: all photos; their held-out captions are the candidates.
+        scenes: held-out scenes; their first sentences are the candidates.
+    """
+    trained, checked = (read_lines(run / name) for name in ("metrics.jsonl", "validation.jsonl"))
+    pictures = [PIL.Image.open(photo.path).convert("RGB") for photo in photos[:SHOWN_PHOTOS]]
+    pool = list(dict.fromkeys(scene.sentences[0] for scene in scenes[:CANDIDATES]))
+    captions = [photo.held_out for photo in photos]
+    two = [scene for scene in scenes if len(scene.things) == 2][:ATTENDED_SCENES]
+    attended = [(scene.image, scene.sentences[0]) for scene in two]
+    attended += list(zip(pictures, captions, strict=False))[:ATTENDED_PHOTOS]
+    package = Path(__file__).parent
+    parts = {
+        "style": (package / "page.css").read_text(encoding="utf-8"),
+        "weights": f"{sum(p.numel() for p in model.model.parameters()) / 1e6:.1f}",
+        "course": course(trained, per_step),
+        "photo_count": len(photos),
+        "trained_captions": TRAINED,
+        "all_captions": TRAINED + 1,
+        "tiles": tiles(results),
+        "metrics": metrics(results),
+        "charts": charts(trained, checked, per_step) or "There is no log of this training.",
+        "best": BEST,
+        "scenes_shown": len(scenes[:SHOWN_SCENES]),
+        "scene_pool": len(pool),
+        "scene_count": len(scenes[:CANDIDATES]),
+        "scenes": "".join(
+            scored(s.image, pool, model.match(s.image, pool), [text in s.sentences for text in pool])
+            for s in scenes[:SHOWN_SCENES]
+        ),
+        "photos_shown": len(pictures),
+        "photos": "".join(
+            scored(picture, captions, model.match(picture, captions), [other is photo for other in photos])
+            for photo, picture in zip(photos, pictures, strict=False)
+        ),
+        "pointing_words": f"{results.pointing[0].words:,}",
+        "pointing": pointing(results),
+        "scenes_attended": len(two),
+        "photos_attended": len(attended) - len(two),
+        "full": f"{FULL:g}",
+        "attention": "".join(looked_at(model, picture, sentence) for picture, sentence in attended),
+        "model": escape(str(run / "final")),
+        "credits": credit(photos, pictures),
+    }
+    rows, _ = model.attend(scenes[0].image, scenes[0].sentences[0])[0][1].shape
+    page = Template((package / "page.html").read_text(encoding="utf-8"))
+    file.write_text(page.substitute(parts, patch=f"1/{rows}"), encoding="utf-8")
+
+
+def read_lines(file: Path) -> list[Row]:
+    """The rows of a log; none if it is not there."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def course(trained: Sequence[Row], per_step: int) -> str:
+    """How long training was; nothing if there is no log of it."""
+    if not trained:
+        return ""
+    steps = np.diff([0, *(row["step"] for row in trained)])
+    seconds = sum(n * per_step / row["pairs_per_second"] for n, row in zip(steps, trained, strict=True))
+    count = trained[-1]["step"] * per_step
+    return f" on {count:,.0f} pairs of an image and a sentence, in {seconds / 60:.1f} minutes"
+
+
+def tiles(results: Results) -> str:
+    """The four figures that say most."""
+    scenes, photos, first = results.scenes, results.photos, results.pointing[0]
+    ranked = photos["retrieval_images"]
+    figures = [
+        (
+            f"{scenes['itm_accuracy']:.0%}",
+            f"of sentences judged rightly on scenes never seen; {scenes['itm_accuracy_blank']:.0%} with blank pixels",
+        ),
+        (
+            f"{scenes['text_to_image_r1']:.0%}",
+            f"of sentences find their scene first among {scenes['retrieval_images']}; "
+            f"chance {1 / scenes['retrieval_images']:.1%}",
+        ),
+        (
+            f"{photos['itm_accuracy']:.0%}",
+            f"of unseen sentences judged rightly on known photos; {photos['itm_accuracy_blank']:.0%} with blank pixels",
+        ),
+        (
+            f"{photos['text_to_image_r10']:.0%}",
+            f"of unseen sentences find their photo among the best 10 of {ranked}; chance {min(10 / ranked, 1):.0%}",
+        ),
+        (
+            f"{first.on_thing / first.uniform:.1f} times",
+            "as much attention on the thing that a word names as an even spread would put there",
+        ),
+    ]
+    return "".join(f'<div class="tile"><b>{big}</b>{small}</div>' for big, small in figures)
+
+
+def metrics(results: Results) -> str:
+    """The rows of the table of metrics."""
+    kinds = ("value", "control", "value", "control")
+    return "\n".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f'<td class="n {kind}">{value}</td>' for value, kind in zip(values, kinds, strict=True))
+        + f'<td class="soft">{escape(meaning)}</td></tr>'
+        for name, values, meaning in metric_rows(results)
+    )
+
+
+def charts(trained: Sequence[Row], checked: Sequence[Row], per_step: int) -> str:
+    """The course of training over pairs seen."""
+    if not trained:
+        return ""
+    x, held = ([row["step"] * per_step for row in rows] for rows in (trained, checked))
+
+    def of(rows: Sequence[Row], key: str) -> list[float]:
+        return [row[key] for row in rows]
+
+    matching = [
+        Curve("training, scenes and photos", "a", x, smoothed(of(trained, "itm_accuracy"))),
+        Curve("held-out scenes", "b", held, of(checked, "itm_accuracy")),
+        Curve("held-out scenes, blank pixels", "c", held, of(checked, "itm_accuracy_blank")),
+        Curve("chance", "chance", [0, x[-1]], [0.5, 0.5]),
+    ]
+    masked = [
+        Curve("training, scenes and photos", "a", x, smoothed(of(trained, "mlm_loss"))),
+        Curve("held-out scenes", "b", held, of(checked, "mlm_loss")),
+        Curve("held-out scenes, another image", "c", held, of(checked, "mlm_loss_other_photo")),
+    ]
+    left = chart("Matching: accuracy over pairs seen", matching, 0.4, 1.0, (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
+    return left + chart("Masked words: loss over pairs seen", masked, 0.0, 6.0, (0, 1, 2, 3, 4, 5, 6))
+
+
+def scored(picture: PIL.Image.Image, sentences: Sequence[str], scores: Sequence[float], right: Sequence[bool]) -> str:
+    """One image with its best-scoring sentences, and where the best right one stands."""
+    order = np.argsort(-np.asarray(scores), kind="stable").tolist()
+    place = next(i for i, s in enumerate(order, start=1) if right[s])
+    lines = "".join(
+        f'<li class="{"right" if right[s] else "wrong"}"><span class="score">{scores[s]:.2f}</span>'
+        f"<span>{escape(sentences[s])}</span></li>"
+        for s in order[:BEST]
+    )
+    best = order[place - 1]
+    missed = "" if place <= BEST else f": {escape(sentences[best])} ({scores[best]:.2f})"
+    return (
+        f'<div class="item"><img alt="" src="{inlined(picture)}"><div><ol>{lines}</ol>'
+        f'<p class="place">right sentence in place {place} of {len(order)}{missed}</p></div></div>'
+    )
+
+
+def whole_words(maps: Sequence[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+    """Word pieces joined to words, their maps averaged; little words left out, repeated ones kept once."""
+    words: list[tuple[str, list[np.ndarray]]] = []
+    for piece, weights in maps:
+        if piece.startswith("##") and words:
+            words[-1] = (words[-1][0] + piece.removeprefix("##"), [*words[-1][1], weights])
+        else:
+            words.append((piece, [weights]))
+    chosen: dict[str, np.ndarray] = {}
+    for word, of_pieces in words:
+        if word[0].isalnum() and not LITTLE_WORDS.fullmatch(word):
+            chosen.setdefault(word, np.mean(of_pieces, axis=0))
+    return list(chosen.items())
+
+
+def looked_at(model: PixelBert, picture: PIL.Image.Image, sentence: str) -> str:
+    """One image and what the words of its sentence look at in the first layer."""
+    figures = [f'<figure><img alt="" src="{inlined(picture)}"><figcaption>the image</figcaption></figure>']
+    for word, weights in whole_words(model.attend(picture, sentence, layer=0))[:WORDS]:
+        peak = weights.max() * weights.size
+        figures.append(
+            f'<figure><img alt="attention of {escape(word)}" src="{inlined(heat(picture, weights))}">'
+            f"<figcaption><b>{escape(word)}</b> (peak {peak:.1f} times)</figcaption></figure>"
+        )
+    return f'<div class="words"><p>{escape(sentence)}</p><div class="row">{"".join(figures)}</div></div>\n'
+
+
+def pointing(results: Results) -> str:
+    """The rows of the table of attention, a layer each."""
+    return "\n".join(
+        f'<tr><td>layer {p.layer + 1}</td><td class="n value">{p.on_thing:.1%}</td>'
+        f'<td class="n control">{p.uniform:.1%}</td><td class="n">{p.on_other:.1%}</td>'
+        f'<td class="n value">{p.hits:.1%}</td><td class="n control">{p.chance:.1%}</td></tr>'
+        for p in results.pointing
+    )
+
+
+def credit(photos: Sequence[Photo], pictures: Sequence[PIL.Image.Image]) -> str:
+    """Where each photo shown comes from, and its licence."""
+    return "\n".join(
+        f'<tr><td><img alt="" src="{inlined(picture, 88)}"></td><td>{escape(photo.path.name)}</td>'
+        f"<td>{link(photo.source)}</td><td>{escape(photo.licence)}</td>"
+        f"<td>{escape(photo.changes)}; scaled again here, and recoloured under attention</td></tr>"
+        for photo, picture in zip(photos, pictures, strict=False)
+    )
+
+
+def link(address: str) -> str:
+    """A link that a reader may follow, only to the web, whatever the file of photos says."""
+    shown = escape(address)
+    return f'<a href="{shown}">{shown}</a>' if address.startswith(("http://", "https://")) else shown

@@ -1,0 +1,234 @@
+"""Recipes, optimisers, schedules, the run's folder, stored features, and the road from the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from PIL import Image
+
+from pixelbert import PixelBertForPreTraining, PixelBertModel, PixelBertProcessor, cli
+from pixelbert.data.corpus import Corpus
+from pixelbert.data.feature_cache import build_feature_cache
+from pixelbert.data.processing import PixelBertImageProcessor
+from pixelbert.data.sources.scenes import resolve_scenes
+from pixelbert.errors import PixelBertError
+from pixelbert.train.checkpoint import claim, cut_log
+from pixelbert.train.optim import build_optimizers, schedule
+from pixelbert.train.recipe import OptimizerRecipe, Recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def read_recipe(file: Path, *options: str) -> Recipe:
+    parser = ArgumentParser(exit_on_error=False)
+    cli.train_parser(parser)
+    read = parser.instantiate(parser.parse_args(["--config", str(file), *options]))
+    return Recipe(**{name: value for name, value in vars(read).items() if name != "config"})
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+    def test_each_reads_and_opens_with_its_command(self, file: Path) -> None:
+        recipe = read_recipe(file)
+        assert recipe.data.train
+        assert f"train recipes/{file.name}" in file.read_text()
+
+    def test_paper_section_4_1(self) -> None:
+        r50, x152 = (read_recipe(RECIPES / f"pretrain_{name}.yaml") for name in ("r50", "x152"))
+        for recipe in (r50, x152):
+            optimizer = recipe.optimizer
+            assert (optimizer.cnn_lr, optimizer.cnn_weight_decay) == (1e-2, 5e-4)
+            assert (optimizer.lr, optimizer.weight_decay) == (1e-4, 1e-2)
+            assert (recipe.batch_size, recipe.epochs, optimizer.milestones) == (4096, 40, [25, 35])
+            assert recipe.task.pixels == 100
+            assert recipe.task.mask_probability == 0.15
+            assert recipe.task.mlm
+            assert recipe.task.itm
+        assert (r50.data.shortest_edge, r50.data.longest_edge) == (800, 1333)
+        assert (x152.data.shortest_edge, x152.data.longest_edge) == (600, 1000)
+        assert x152.model.backbone == "resnext152_32x8d"
+
+    def test_ablations_of_table_6_differ_in_one_thing(self) -> None:
+        base = read_recipe(RECIPES / "pretrain_r50.yaml")
+        changes = {"no_mlm": ("mlm", False), "no_itm": ("itm", False), "all_pixels": ("pixels", None)}
+        for name, (option, value) in changes.items():
+            recipe = read_recipe(RECIPES / f"pretrain_r50_{name}.yaml")
+            assert getattr(recipe.task, option) == value
+            setattr(recipe.task, option, getattr(base.task, option))
+            recipe.output = base.output
+            assert recipe == base
+
+    def test_options_win_over_the_file(self) -> None:
+        recipe = read_recipe(RECIPES / "tiny.yaml", "--optimizer.lr", "0.5", "--task.pixels", "null")
+        assert recipe.optimizer.lr == 0.5
+        assert recipe.task.pixels is None
+
+    def test_print_config_shows_every_field(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["train", str(RECIPES / "tiny.yaml"), "--print_config"])
+        assert stop.value.code == 0
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert shown["optimizer"]["cnn_momentum"] == 0.9
+        assert set(shown) >= {"task", "model", "data", "optimizer", "batch_size", "seed"}
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--optimizer.speed", "3"], "optimizer.speed"),
+            (["--batch_size", "many"], "batch_size"),
+            (["--batch_size", "33"], "multiple of 2"),
+            (["--model.feature_cache", "x"], "freeze_backbone"),
+            (["--epochs", "0"], "epochs"),
+        ],
+    )
+    def test_mistakes_are_named(self, options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["train", str(RECIPES / "tiny.yaml"), *options])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+class TestOptimizers:
+    def test_warmup_and_milestones(self) -> None:
+        recipe = OptimizerRecipe(milestones=[25, 35], warmup_steps=10)
+        factor = schedule(recipe, epoch_of=lambda step: step / 100)
+        assert factor(0) == pytest.approx(0.1)
+        assert factor(9) == factor(2499) == 1.0
+        assert factor(2500) == factor(3499) == pytest.approx(0.1)
+        assert factor(3500) == pytest.approx(0.01)
+
+    def test_sgd_for_the_cnn_adamw_for_the_rest_and_no_decay_on_norms(self, tiny_model) -> None:
+        model = tiny_model(batch_norm="train")
+        optimizers = build_optimizers(model, OptimizerRecipe())
+        assert isinstance(optimizers["cnn"], torch.optim.SGD)
+        assert isinstance(optimizers["transformer"], torch.optim.AdamW)
+        backbone = {id(p) for p in model.pixelbert.backbone.parameters()}
+        assert {id(p) for g in optimizers["cnn"].param_groups for p in g["params"]} == backbone
+        seen = [p for o in optimizers.values() for g in o.param_groups for p in g["params"]]
+        assert len(seen) == len({id(p) for p in seen}) == len(list(model.parameters()))
+        for optimizer in optimizers.values():
+            decayed, plain = optimizer.param_groups
+            assert plain["weight_decay"] == 0
+            assert all(p.ndim > 1 for p in decayed["params"])
+            assert all(p.ndim <= 1 for p in plain["params"])
+
+    def test_a_frozen_cnn_has_no_optimizer(self, tiny_model) -> None:
+        model = tiny_model()
+        model.pixelbert.backbone.requires_grad_(False)
+        assert set(build_optimizers(model, OptimizerRecipe())) == {"transformer"}
+
+
+class TestFolder:
+    def test_another_recipe_is_refused_and_how_it_runs_may_change(self, tmp_path: Path) -> None:
+        recipe = {"seed": 1, "micro_batch_size": 8, "data": {"workers": 2, "max_length": 5}}
+        claim(tmp_path / "run", recipe)
+        claim(tmp_path / "run", recipe | {"micro_batch_size": 4})
+        with pytest.raises(PixelBertError, match=r"(?s)another run.*data\.max_length: there 5, here 6"):
+            claim(tmp_path / "run", recipe | {"data": {"workers": 2, "max_length": 6}})
+
+    def test_a_folder_of_other_things_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.txt").write_text("years of work")
+        with pytest.raises(PixelBertError, match="not the folder of a run"):
+            claim(tmp_path, {"seed": 1})
+        assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
+
+    def test_logs_are_cut_back_to_the_checkpoint(self, tmp_path: Path) -> None:
+        log = tmp_path / "metrics.jsonl"
+        log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+        cut_log(log, 2)
+        assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_stored_features_are_those_of_the_cnn(tmp_path: Path, tiny_model) -> None:
+    model: PixelBertModel = tiny_model().pixelbert
+    corpus = Corpus(resolve_scenes(["scenes:0-5"], tmp_path))
+    processor = PixelBertImageProcessor(128, 192)
+    cache = build_feature_cache(model, corpus, processor, tmp_path / "features", batch=2)
+    direct = model.trunk_features([processor.to_tensor(corpus.load_image(i)) for i in (3, 0)])
+    stored = cache.get([3, 0])
+    assert torch.equal(stored.grid, direct.grid)
+    torch.testing.assert_close(stored.values.float(), direct.values, rtol=0.05, atol=0.02 * float(direct.values.max()))
+
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "features").iterdir()}
+    build_feature_cache(model, corpus, processor, tmp_path / "features")
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "features").iterdir()} == before  # read, not made again
+    with torch.no_grad():
+        model.backbone.conv1.weight += 0.1
+    build_feature_cache(model, corpus, processor, tmp_path / "features")
+    assert len(list((tmp_path / "features").iterdir())) == 2  # other weights, other file
+
+
+def test_from_a_folder_of_photos_to_a_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """prepare, train, evaluate, match: a user's own pairs, through the command line."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    lines = ["image,caption"]
+    for i in range(12):
+        name, colour = (("red", (220, 30, 30)), ("blue", (30, 30, 220)))[i % 2]
+        size = ((120, 90), (90, 120))[i // 2 % 2]  # two shapes
+        Image.new("RGB", size, colour).save(photos / f"{i}.jpg")
+        lines += [f"{i}.jpg,a {name} wall number {i}", f"{i}.jpg,picture {i} is {name}"]
+    (photos / "captions.csv").write_text("\n".join(lines) + "\n")
+    prepared = tmp_path / "prepared"
+    options = ["--val", "0.3", "--test", "0", "--output", str(prepared)]
+    cli.main(["prepare", "folder", "--images", str(photos), *options])
+    sizes = [
+        "--data.shortest_edge",
+        "64",
+        "--data.longest_edge",
+        "128",
+        "--epochs",
+        "2",
+        "--batch_size",
+        "16",
+    ]
+    output = tmp_path / "run"
+    data = [
+        "--data.train",
+        f"[{prepared}:train]",
+        "--data.validation",
+        f"[{prepared}:val]",
+        "--log_every",
+        "1",
+    ]
+    cli.main(["train", str(RECIPES / "tiny.yaml"), "--output", str(output), *sizes, *data])
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert rows[-1]["loss"] == pytest.approx(rows[-1]["mlm_loss"] + rows[-1]["itm_loss"])
+
+    report = tmp_path / "metrics.json"
+    final = str(output / "final")
+    cli.main(["evaluate", final, "--data", str(prepared), "--split", "val", "--json", str(report)])
+    metrics = json.loads(report.read_text())
+    assert 0 <= metrics["itm_accuracy"] <= 1
+    assert metrics["mlm_loss"] > 0
+    assert metrics["retrieval_images"] == metrics["retrieval_captions"] > 0
+
+    capsys.readouterr()
+    cli.main(["match", final, str(photos / "0.jpg"), "a red wall", "a blue wall", "--json"])
+    scores = json.loads(capsys.readouterr().out)
+    model, processor = (
+        PixelBertForPreTraining.from_pretrained(final).eval(),
+        PixelBertProcessor.from_pretrained(final),
+    )
+    with torch.inference_mode():
+        inputs = processor(images=photos / "0.jpg", text="a blue wall")
+        assert scores["a blue wall"] == pytest.approx(model(**inputs).match_logits.sigmoid().item(), abs=1e-5)
+
+    for bad, message in (
+        (["evaluate", str(photos), "--data", str(prepared), "--split", "val"], "no Pixel-BERT checkpoint"),
+        (["evaluate", final, "--data", str(prepared), "--split", "dev"], "val"),
+        (["match", final, str(photos / "captions.csv"), "x"], "captions.csv"),
+        (["match", final, str(photos / "none.jpg"), "x"], "none.jpg"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(bad)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
