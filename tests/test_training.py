@@ -1,6 +1,7 @@
 """Recipes, optimisers, schedules, the run's folder, stored features, and the road from the command line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.errors import PixelBertError
 from pixelbert.train.checkpoint import claim, cut_log
 from pixelbert.train.optim import build_optimizers, schedule
-from pixelbert.train.recipe import OptimizerRecipe, Recipe
+from pixelbert.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
+from pixelbert.train.setup import build_model, build_processor
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -101,7 +103,9 @@ class TestOptimizers:
         assert factor(2500) == factor(3499) == pytest.approx(0.1)
         assert factor(3500) == pytest.approx(0.01)
 
-    def test_sgd_for_the_cnn_adamw_for_the_rest_and_no_decay_on_norms(self, tiny_model) -> None:
+    def test_sgd_for_the_cnn_adamw_for_the_rest_and_no_decay_on_norms(
+        self, tiny_model: Callable[..., PixelBertForPreTraining]
+    ) -> None:
         model = tiny_model(batch_norm="train")
         optimizers = build_optimizers(model, OptimizerRecipe())
         assert isinstance(optimizers["cnn"], torch.optim.SGD)
@@ -116,7 +120,7 @@ class TestOptimizers:
             assert all(p.ndim > 1 for p in decayed["params"])
             assert all(p.ndim <= 1 for p in plain["params"])
 
-    def test_a_frozen_cnn_has_no_optimizer(self, tiny_model) -> None:
+    def test_a_frozen_cnn_has_no_optimizer(self, tiny_model: Callable[..., PixelBertForPreTraining]) -> None:
         model = tiny_model()
         model.pixelbert.backbone.requires_grad_(False)
         assert set(build_optimizers(model, OptimizerRecipe())) == {"transformer"}
@@ -143,7 +147,9 @@ class TestFolder:
         assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_stored_features_are_those_of_the_cnn(tmp_path: Path, tiny_model) -> None:
+def test_stored_features_are_those_of_the_cnn(
+    tmp_path: Path, tiny_model: Callable[..., PixelBertForPreTraining]
+) -> None:
     model: PixelBertModel = tiny_model().pixelbert
     corpus = Corpus(resolve_scenes(["scenes:0-5"], tmp_path))
     processor = PixelBertImageProcessor(128, 192)
@@ -151,7 +157,9 @@ def test_stored_features_are_those_of_the_cnn(tmp_path: Path, tiny_model) -> Non
     direct = model.trunk_features([processor.to_tensor(corpus.load_image(i)) for i in (3, 0)])
     stored = cache.get([3, 0])
     assert torch.equal(stored.grid, direct.grid)
-    torch.testing.assert_close(stored.values.float(), direct.values, rtol=0.05, atol=0.02 * float(direct.values.max()))
+    torch.testing.assert_close(
+        stored.values.float(), direct.values, rtol=0.05, atol=0.02 * direct.values.detach().max().item()
+    )
 
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "features").iterdir()}
     build_feature_cache(model, corpus, processor, tmp_path / "features")
@@ -232,3 +240,22 @@ def test_from_a_folder_of_photos_to_a_score(tmp_path: Path, capsys: pytest.Captu
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+def test_a_run_starts_from_a_checkpoint(tmp_path: Path, tiny_model: Callable[..., PixelBertForPreTraining]) -> None:
+    corpus = Corpus(resolve_scenes(["scenes:0-5"], tmp_path))
+    first = Recipe(data=DataRecipe(shortest_edge=64, longest_edge=64))
+    processor = build_processor(first, corpus)
+    before = tiny_model(vocab_size=len(processor.tokenizer))
+    before.save_pretrained(tmp_path / "first")
+    processor.save_pretrained(tmp_path / "first")
+
+    recipe = Recipe(model=ModelRecipe(checkpoint=str(tmp_path / "first"), freeze_backbone=True, dropout=0.25))
+    again = build_processor(recipe, corpus)
+    assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    after, _ = build_model(recipe, again.tokenizer)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert after.pixelbert.embeddings.dropout.p == after.config.attention_probs_dropout_prob == 0.25
+    assert not any(p.requires_grad for p in after.pixelbert.backbone.parameters())
+    with pytest.raises(PixelBertError, match="holds all weights"):
+        ModelRecipe(checkpoint="x", text_init="y")

@@ -76,6 +76,11 @@ class Corpus:
         part, row = self._locate(example)
         return self._ids[part][row].as_py()
 
+    def same_split(self, example: int) -> range:
+        """The examples of the data set and split that an example is of."""
+        part, _ = self._locate(example)
+        return range(int(self._starts[part]), int(self._starts[part + 1]))
+
     def load_image(self, image: int) -> PIL.Image.Image:
         """The photo with this number, RGB and upright."""
         part = int(np.searchsorted(self._image_starts, image, side="right")) - 1

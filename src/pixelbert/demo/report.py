@@ -77,7 +77,7 @@ def write_report(
         "scene_pool": len(pool),
         "scene_count": len(scenes[:CANDIDATES]),
         "scenes": "".join(
-            scored(s.image, pool, model.match(s.image, pool), [text in s.sentences for text in pool])
+            scored(s.image, pool, model.match(s.image, pool), [text in s.truths for text in pool])
             for s in scenes[:SHOWN_SCENES]
         ),
         "photos_shown": len(pictures),

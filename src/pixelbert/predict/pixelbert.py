@@ -66,11 +66,17 @@ class PixelBert:
         return [(token, grid) for token, grid in zip(tokens, maps, strict=True) if token not in special]
 
 
-def load_checkpoint(checkpoint: str | Path, device: str) -> tuple[PixelBertForPreTraining, PixelBertProcessor]:
-    """A pre-trained model and its processor, or an error that says what is missing."""
+def load_checkpoint(
+    checkpoint: str | Path, device: str, **config: float
+) -> tuple[PixelBertForPreTraining, PixelBertProcessor]:
+    """A pre-trained model and its processor, or an error that says what is missing.
+
+    Args:
+        config: fields of the configuration to change, such as dropout.
+    """
     try:
         processor = PixelBertProcessor.from_pretrained(checkpoint)
-        model = PixelBertForPreTraining.from_pretrained(checkpoint)
+        model = PixelBertForPreTraining.from_pretrained(checkpoint, **config)
     except (OSError, ValueError) as error:
         raise PixelBertError(
             f"{checkpoint}: no Pixel-BERT checkpoint can be read there ({error}). Give the `final` folder of a run "

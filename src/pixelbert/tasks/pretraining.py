@@ -40,6 +40,9 @@ class Pretraining:
         mask_probability: share of tokens that MLM predicts; at least one a sentence.
         mlm_on_mismatched: predict masked words of mismatched pairs too. Equation 7 draws (w, I) from the data, so the
             default is off.
+        mismatched_from_same_split: draw the mismatched sentence from the data set and split that the image is of, and
+            not from all training data as the paper does. With kinds of data that a glance tells apart (photos and
+            drawings), most other sentences would be mismatches of the kind, and little else would be learned.
     """
 
     mlm: bool = True
@@ -47,6 +50,7 @@ class Pretraining:
     pixels: int | None = 100
     mask_probability: float = 0.15
     mlm_on_mismatched: bool = False
+    mismatched_from_same_split: bool = False
 
     def __post_init__(self) -> None:
         if not (self.mlm or self.itm):
@@ -103,10 +107,13 @@ def sample_pixels(grid_pixels: int, pixels: int | None, rng: np.random.Generator
     return np.sort(rng.choice(grid_pixels, pixels, replace=False))
 
 
-def mismatched_example(corpus: Corpus, example: int, own: set[str], rng: np.random.Generator) -> int:
+def mismatched_example(
+    corpus: Corpus, example: int, own: set[str], rng: np.random.Generator, *, same_split: bool = False
+) -> int:
     """An example of another image, drawn evenly, whose sentence is none of `own` (this image's sentences)."""
+    among = corpus.same_split(example) if same_split else range(len(corpus))
     for _ in range(1000):
-        other = int(rng.integers(len(corpus)))
+        other = int(rng.integers(among.start, among.stop))
         if corpus.image_of[other] != corpus.image_of[example] and corpus.text(other) not in own:
             return other
     raise PixelBertError(
@@ -229,7 +236,8 @@ class PretrainingData(Dataset):
         if role == 0:
             return example
         own = {self.corpus.text(e) for e in self._sentences[int(self.corpus.image_of[example])]}
-        return mismatched_example(self.corpus, example, own, rng)
+        same_split = self.task.mismatched_from_same_split
+        return mismatched_example(self.corpus, example, own, rng, same_split=same_split)
 
     def _pair(self, example: int, role: int, ids: np.ndarray, rng: np.random.Generator) -> Pair:
         labels = np.full_like(ids, IGNORE)

@@ -18,7 +18,7 @@ class ModelRecipe:
 
     Args:
         checkpoint: a pixelbert checkpoint to start from, whole; the shape of the network and the tokenizer are then its
-            own, and only `freeze_backbone` and `feature_cache` below still count.
+            own, and only `freeze_backbone`, `feature_cache` and `dropout` below still count.
         backbone: the CNN: resnet50, resnext152_32x8d or resnet14_small.
         backbone_init: its weights, a torchvision or timm state dict (.safetensors or .pth); random if null.
         text_init: a transformers BERT checkpoint, a folder or a hub name (paper: bert-base-uncased); random if null.

@@ -55,15 +55,19 @@ def build_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> Pix
     if recipe.text_init:
         options |= bert_shape(recipe.text_init)
     options |= {name: value for name in SIZES if (value := getattr(recipe, name)) is not None}
-    options |= {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
-    return PixelBertConfig(**options)
+    return PixelBertConfig(**options, **dropout(recipe))
+
+
+def dropout(recipe: ModelRecipe) -> dict[str, float]:
+    """The configuration fields that `dropout` sets."""
+    return {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[PixelBertForPreTraining, list[LoadReport]]:
     """The network with its first weights, and what was loaded."""
     reports = []
     if recipe.model.checkpoint:
-        model, _ = load_checkpoint(recipe.model.checkpoint, "cpu")
+        model, _ = load_checkpoint(recipe.model.checkpoint, "cpu", **dropout(recipe.model))
         model.float()
     else:
         model = PixelBertForPreTraining(build_config(recipe.model, tokenizer))

@@ -60,10 +60,19 @@ class Scene:
 
     @property
     def sentences(self) -> list[str]:
-        """True sentences about the scene, which together name each thing first as often as the other."""
-        if len(self.things) == 1:
-            (a,) = self.things
-            return [f"a {a.name} {CELLS[a.cell]}", f"{CELLS[a.cell]} a {a.name}"]
+        """True sentences about the scene; those of two things name each of them first equally often."""
+        return self._places() if len(self.things) == 1 else self._relations()
+
+    @property
+    def truths(self) -> set[str]:
+        """Every sentence of any scene that is true of this one too, its own among them."""
+        return {*self._places(), *self._relations()}
+
+    def _places(self) -> list[str]:
+        forms = ("a {0} {1}", "{1} a {0}")
+        return [form.format(thing.name, CELLS[thing.cell]) for thing in self.things for form in forms]
+
+    def _relations(self) -> list[str]:
         texts = []
         for a, b in permutations(self.things, 2):
             texts.append(f"a {a.name} and a {b.name}")
