@@ -23,6 +23,8 @@ from pixelbert.demo.report import SHOWN_PHOTOS, link, whole_words, write_report
 from pixelbert.demo.sample import TRAINED, Photo, prepare_photos, shipped_photos
 from pixelbert.errors import PixelBertError
 from pixelbert.predict import PixelBert
+from pixelbert.tasks.pretraining import mismatched_example
+from pixelbert.train.setup import build_config
 
 HOSTILE = "<script>alert('x')</script> & \"$style\" <img src=http://evil.example/x.png>"
 
@@ -107,6 +109,13 @@ def test_held_out_scenes_are_not_trained_on(tmp_path: Path) -> None:
     assert ranges[0].stop <= ranges[1].start == FIRST_HELD_OUT
 
 
+def test_the_recipe_reaches_the_network(model: PixelBert, tmp_path: Path) -> None:
+    recipe = demo_recipe(tmp_path, "photos:train")
+    config = build_config(recipe.model, model.processor.tokenizer)
+    assert config.initializer_range == pytest.approx(config.hidden_size**-0.5)
+    assert recipe.task.mismatched_from_same_split
+
+
 def test_coverage_is_the_share_of_each_patch() -> None:
     mask = np.zeros((4, 8), dtype=bool)
     mask[:2, :2] = True
@@ -148,7 +157,7 @@ def test_word_pieces_become_words() -> None:
 
 def test_figures_stand_beside_chance(results: Results, tmp_path: Path) -> None:
     rows = {name: values for name, values, _ in metric_rows(results)}
-    assert rows["sentence to image, recall@1"][1::2] == ["0.125", "0.100"]  # of 8 scenes, of 10 photos
+    assert rows["sentence to image R@1"][1::2] == ["0.125", "0.100"]  # of 8 scenes, of 10 photos
     assert len(results.pointing) == 2
     results.save(tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text())["scenes"] == results.scenes
@@ -201,3 +210,17 @@ def test_links_lead_to_the_web_only() -> None:
     assert link('https://a.example/"><b>') == (
         '<a href="https://a.example/&quot;&gt;&lt;b&gt;">https://a.example/&quot;&gt;&lt;b&gt;</a>'
     )
+
+
+def test_mismatched_sentences_can_be_kept_to_their_own_kind(photos: list[Photo], tmp_path: Path) -> None:
+    trained_on, _ = prepare_photos(photos[:6], tmp_path)
+    corpus = Corpus([*resolve_scenes(["scenes:0-6"], tmp_path), trained_on, trained_on])
+    kinds = [corpus.same_split(example) for example in range(len(corpus))]
+    assert len(set(kinds)) == 3
+    for example in (0, len(corpus) - 1):
+        own = {corpus.text(e) for e in range(len(corpus)) if corpus.image_of[e] == corpus.image_of[example]}
+        others = [
+            mismatched_example(corpus, example, own, np.random.default_rng(seed), same_split=True) for seed in range(40)
+        ]
+        assert all(other in kinds[example] for other in others)
+        assert len(set(others)) > 5

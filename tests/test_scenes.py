@@ -14,8 +14,8 @@ from pixelbert.data.sources.scenes import CELLS, COLOURS, NAMES, SIDE, Scene, Th
 from pixelbert.errors import PixelBertError
 
 NUMBERS = range(200)
-RELATION = re.compile(r"a (\w+ \w+) (and|to the left of|to the right of|above|below) a (\w+ \w+)")
-PLACE = re.compile(r"(?:a (\w+ \w+) )?(at the (?:top|bottom) (?:left|right))(?: a (\w+ \w+))?")
+RELATION = re.compile(r"an? (\w+ \w+) (and|to the left of|to the right of|above|below) an? (\w+ \w+)")
+PLACE = re.compile(r"(?:an? (\w+ \w+) )?(at the (?:top|bottom) (?:left|right))(?: an? (\w+ \w+))?")
 
 
 def centre(scene: Scene, name: str) -> tuple[float, float]:

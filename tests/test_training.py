@@ -22,6 +22,7 @@ from pixelbert.train.optim import build_optimizers, schedule
 from pixelbert.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 from pixelbert.train.setup import build_model, build_processor
 
+MakeModel = Callable[..., PixelBertForPreTraining]
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -103,9 +104,7 @@ class TestOptimizers:
         assert factor(2500) == factor(3499) == pytest.approx(0.1)
         assert factor(3500) == pytest.approx(0.01)
 
-    def test_sgd_for_the_cnn_adamw_for_the_rest_and_no_decay_on_norms(
-        self, tiny_model: Callable[..., PixelBertForPreTraining]
-    ) -> None:
+    def test_sgd_for_the_cnn_adamw_for_the_rest_and_no_decay_on_norms(self, tiny_model: MakeModel) -> None:
         model = tiny_model(batch_norm="train")
         optimizers = build_optimizers(model, OptimizerRecipe())
         assert isinstance(optimizers["cnn"], torch.optim.SGD)
@@ -120,7 +119,7 @@ class TestOptimizers:
             assert all(p.ndim > 1 for p in decayed["params"])
             assert all(p.ndim <= 1 for p in plain["params"])
 
-    def test_a_frozen_cnn_has_no_optimizer(self, tiny_model: Callable[..., PixelBertForPreTraining]) -> None:
+    def test_a_frozen_cnn_has_no_optimizer(self, tiny_model: MakeModel) -> None:
         model = tiny_model()
         model.pixelbert.backbone.requires_grad_(False)
         assert set(build_optimizers(model, OptimizerRecipe())) == {"transformer"}
@@ -147,9 +146,7 @@ class TestFolder:
         assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_stored_features_are_those_of_the_cnn(
-    tmp_path: Path, tiny_model: Callable[..., PixelBertForPreTraining]
-) -> None:
+def test_stored_features_are_those_of_the_cnn(tmp_path: Path, tiny_model: MakeModel) -> None:
     model: PixelBertModel = tiny_model().pixelbert
     corpus = Corpus(resolve_scenes(["scenes:0-5"], tmp_path))
     processor = PixelBertImageProcessor(128, 192)
@@ -242,7 +239,7 @@ def test_from_a_folder_of_photos_to_a_score(tmp_path: Path, capsys: pytest.Captu
         assert "Traceback" not in error
 
 
-def test_a_run_starts_from_a_checkpoint(tmp_path: Path, tiny_model: Callable[..., PixelBertForPreTraining]) -> None:
+def test_a_run_starts_from_a_checkpoint(tmp_path: Path, tiny_model: MakeModel) -> None:
     corpus = Corpus(resolve_scenes(["scenes:0-5"], tmp_path))
     first = Recipe(data=DataRecipe(shortest_edge=64, longest_edge=64))
     processor = build_processor(first, corpus)

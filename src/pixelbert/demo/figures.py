@@ -34,7 +34,8 @@ def heat(image: PIL.Image.Image, weights: np.ndarray) -> PIL.Image.Image:
     level = np.clip(smooth / FULL, 0, 1)
     colour = matplotlib.colormaps["inferno"](level)[..., :3]
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC))[..., None] / 255
-    mixed = (0.35 + 0.65 * grey) * colour * 0.8 + grey * 0.2
+    strength = (0.35 + 0.35 * level)[..., None]  # the image stays visible where there is little to show
+    mixed = strength * colour + (1 - strength) * grey
     return PIL.Image.fromarray((mixed * 255).astype(np.uint8))
 
 

@@ -73,7 +73,7 @@ def point(model: PixelBert, scenes: list[Scene], layer: int) -> Pointing:
         if len(scene.things) < 2:
             continue
         a, b = scene.things
-        maps = model.attend(scene.image, f"a {a.name} and a {b.name}", layer)
+        maps = model.attend(scene.image, f"{a.phrase} and {b.phrase}", layer)
         for thing, other, words in ((a, b, maps[: len(maps) // 2]), (b, a, maps[len(maps) // 2 :])):
             for word, weights in words:
                 if word in (thing.colour, thing.shape):
@@ -106,9 +106,9 @@ def coverage(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
 def metric_rows(results: Results) -> list[tuple[str, list[str], str]]:
     """The table of figures: a name; value and control for scenes, then for photos; and what the control is."""
     rows = []
-    names = [("matching (ITM) accuracy", "itm_accuracy", "_blank", "blank pixels; chance 0.500")]
-    names.append(("masked words (MLM) loss, lower is better", "mlm_loss", "_other_photo", "with another image"))
-    names.append(("masked words (MLM) accuracy", "mlm_accuracy", "_other_photo", "with another image"))
+    names = [("ITM accuracy", "itm_accuracy", "_blank", "blank pixels (chance 0.5)")]
+    names.append(("MLM loss (lower is better)", "mlm_loss", "_other_photo", "another image"))
+    names.append(("MLM accuracy", "mlm_accuracy", "_other_photo", "another image"))
     for name, key, control, meaning in names:
         values = [f"{part[key + end]:.3f}" for part in (results.scenes, results.photos) for end in ("", control)]
         rows.append((name, values, meaning))
@@ -118,7 +118,7 @@ def metric_rows(results: Results) -> list[tuple[str, list[str], str]]:
             for part in (results.scenes, results.photos):
                 chance = min(k / part["retrieval_images"], 1)
                 values += [f"{part[f'{way}_r{k}']:.3f}", f"{chance:.3f}"]
-            rows.append((f"{said}, recall@{k}", values, f"chance among {results.photos['retrieval_images']}"))
+            rows.append((f"{said} R@{k}", values, f"chance among {results.photos['retrieval_images']}"))
     return rows
 
 
@@ -127,14 +127,8 @@ def table(results: Results) -> Table:
     shown = Table("held-out metric", "scenes", "control", "photos*", "control", "the control is")
     for name, values, meaning in metric_rows(results):
         shown.add_row(name, *values, meaning)
-    first = results.pointing[0]
-    shown.add_row(
-        "attention on the named thing",
-        f"{first.on_thing:.3f}",
-        f"{first.uniform:.3f}",
-        "",
-        "",
-        "even attention",
-    )
+    for p in results.pointing:
+        share, even = f"{p.on_thing:.3f}", f"{p.uniform:.3f}"
+        shown.add_row(f"on named thing, layer {p.layer + 1}", share, even, "", "", "even attention")
     shown.caption = "* the photos themselves were trained on, with other sentences; scenes were never seen"
     return shown

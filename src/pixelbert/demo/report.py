@@ -28,7 +28,7 @@ BEST = 3  # sentences shown with each image
 WORDS = 5  # words shown with each image
 # Words whose attention is not shown, since they name nothing.
 LITTLE_WORDS = re.compile(
-    r"an?|and|are|as|at|be|by|for|from|has|her|his|in|into|is|its?|of|off|on|or|some|that|the|their|there|this|to|two"
+    r"an?|and|are|as|at|be|by|for|from|has|her|his|in|into|is|its?|of|off|on|or|some|that|the|their|there|this|to|two|with"
 )
 
 Row = dict[str, float]  # one line of a run's log
@@ -116,7 +116,8 @@ def course(trained: Sequence[Row], per_step: int) -> str:
 
 def tiles(results: Results) -> str:
     """The four figures that say most."""
-    scenes, photos, first = results.scenes, results.photos, results.pointing[0]
+    scenes, photos = results.scenes, results.photos
+    first, last = (layer.on_thing / layer.uniform for layer in (results.pointing[0], results.pointing[-1]))
     ranked = photos["retrieval_images"]
     figures = [
         (
@@ -137,8 +138,9 @@ def tiles(results: Results) -> str:
             f"of unseen sentences find their photo among the best 10 of {ranked}; chance {min(10 / ranked, 1):.0%}",
         ),
         (
-            f"{first.on_thing / first.uniform:.1f} times",
-            "as much attention on the thing that a word names as an even spread would put there",
+            f"{last:.1f} times",
+            "as much attention of the last layer on the thing that a word names as an even spread would put there; "
+            f"first layer {first:.1f} times",
         ),
     ]
     return "".join(f'<div class="tile"><b>{big}</b>{small}</div>' for big, small in figures)
@@ -212,15 +214,17 @@ def whole_words(maps: Sequence[tuple[str, np.ndarray]]) -> list[tuple[str, np.nd
 
 
 def looked_at(model: PixelBert, picture: PIL.Image.Image, sentence: str) -> str:
-    """One image and what the words of its sentence look at in the first layer."""
-    figures = [f'<figure><img alt="" src="{inlined(picture)}"><figcaption>the image</figcaption></figure>']
-    for word, weights in whole_words(model.attend(picture, sentence, layer=0))[:WORDS]:
-        peak = weights.max() * weights.size
-        figures.append(
-            f'<figure><img alt="attention of {escape(word)}" src="{inlined(heat(picture, weights))}">'
-            f"<figcaption><b>{escape(word)}</b> (peak {peak:.1f} times)</figcaption></figure>"
-        )
-    return f'<div class="words"><p>{escape(sentence)}</p><div class="row">{"".join(figures)}</div></div>\n'
+    """One image, and what the words of its sentence look at in the first layer (as in the paper) and in the last."""
+    rows = []
+    for layer in (0, model.model.config.num_hidden_layers - 1):
+        figures = [f'<figure><img alt="" src="{inlined(picture)}"><figcaption>layer {layer + 1}</figcaption></figure>']
+        for word, weights in whole_words(model.attend(picture, sentence, layer))[:WORDS]:
+            figures.append(
+                f'<figure><img alt="attention of {escape(word)}" src="{inlined(heat(picture, weights))}">'
+                f"<figcaption><b>{escape(word)}</b> peak {weights.max() * weights.size:.1f}</figcaption></figure>"
+            )
+        rows.append(f'<div class="row">{"".join(figures)}</div>')
+    return f'<div class="words"><p>{escape(sentence)}</p>{"".join(rows)}</div>\n'
 
 
 def pointing(results: Results) -> str:

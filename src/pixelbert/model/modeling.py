@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from pixelbert.model.configuration import PixelBertConfig
@@ -246,3 +246,8 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         if match_labels is not None:
             result.itm_loss = F.binary_cross_entropy_with_logits(match_logits, match_labels.float(), reduction="sum")
         return result
+
+
+AutoConfig.register("pixelbert", PixelBertConfig)
+AutoModel.register(PixelBertConfig, PixelBertModel)
+AutoModelForPreTraining.register(PixelBertConfig, PixelBertForPreTraining)

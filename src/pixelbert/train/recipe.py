@@ -74,7 +74,7 @@ class ModelRecipe:
 
 @dataclass
 class DataRecipe:
-    """Prepared data sets, as DIR:SPLIT (or DIR:SPLIT,SPLIT); `scenes:N` is N generated scenes, which need no files.
+    """Prepared data sets, as DIR:SPLIT (or DIR:SPLIT,SPLIT); `scenes:0-1000` are generated scenes, which need no files.
 
     Args:
         train: what is learned from.

@@ -50,6 +50,10 @@ class Thing:
     def name(self) -> str:
         return f"{self.colour} {self.shape}"
 
+    @property
+    def phrase(self) -> str:
+        return f"an {self.name}" if self.colour[0] in "aeiou" else f"a {self.name}"
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -69,21 +73,21 @@ class Scene:
         return {*self._places(), *self._relations()}
 
     def _places(self) -> list[str]:
-        forms = ("a {0} {1}", "{1} a {0}")
-        return [form.format(thing.name, CELLS[thing.cell]) for thing in self.things for form in forms]
+        forms = ("{0} {1}", "{1} {0}")
+        return [form.format(thing.phrase, CELLS[thing.cell]) for thing in self.things for form in forms]
 
     def _relations(self) -> list[str]:
         texts = []
         for a, b in permutations(self.things, 2):
-            texts.append(f"a {a.name} and a {b.name}")
+            texts.append(f"{a.phrase} and {b.phrase}")
             if a.box[2] <= b.box[0]:
-                texts.append(f"a {a.name} to the left of a {b.name}")
+                texts.append(f"{a.phrase} to the left of {b.phrase}")
             if a.box[0] >= b.box[2]:
-                texts.append(f"a {a.name} to the right of a {b.name}")
+                texts.append(f"{a.phrase} to the right of {b.phrase}")
             if a.box[3] <= b.box[1]:
-                texts.append(f"a {a.name} above a {b.name}")
+                texts.append(f"{a.phrase} above {b.phrase}")
             if a.box[1] >= b.box[3]:
-                texts.append(f"a {a.name} below a {b.name}")
+                texts.append(f"{a.phrase} below {b.phrase}")
         return texts
 
     def mask(self, thing: Thing) -> np.ndarray:
