@@ -42,32 +42,33 @@ def encode_corpus(
     images: Sequence[int],
     *,
     cache: FeatureCache | None = None,
-    blank: bool = False,
     batch: int = 16,
     show: bool = True,
 ) -> PixelFeatures:
-    """Pixel embeddings of these images, each encoded once.
-
-    Args:
-        cache: stored trunk features to use instead of the photos.
-        blank: encode an evenly grey image of each photo's size instead.
-    """
+    """Pixel embeddings of these images, each encoded once; from stored trunk features if there is a `cache`."""
     parts: list[PixelFeatures] = []
-    to_tensor, size_for = processor.image_processor.to_tensor, processor.image_processor.size_for
     with Tracker("encoding images", len(images), show=show) as tracker:
         for start in range(0, len(images), batch):
             rows = list(images[start : start + batch])
-            if cache is not None and not blank:
+            if cache is not None:
                 parts.append(model.pixelbert.pixel_embedding(cache.get(rows).to(model.device)))
             else:
-                if blank:
-                    shapes = [size_for(*corpus.sizes[i]) for i in rows]
-                    pixels = [torch.zeros(3, height, width) for width, height in shapes]
-                else:
-                    pixels = [to_tensor(corpus.load_image(i)) for i in rows]
+                pixels = [processor.image_processor.to_tensor(corpus.load_image(i)) for i in rows]
                 parts.append(model.encode_images([p.to(model.device) for p in pixels]))
             tracker.advance(len(rows))
     return PixelFeatures.concatenate(parts)
+
+
+@torch.inference_mode()
+def encode_blank(
+    model: PixelBertForPreTraining, processor: PixelBertProcessor, corpus: Corpus, images: Sequence[int]
+) -> PixelFeatures:
+    """Pixel embeddings of an evenly grey image in place of each of these, of the same size."""
+    sizes = [processor.image_processor.size_for(*corpus.sizes[i]) for i in images]
+    distinct = list(dict.fromkeys(sizes))
+    grey = [torch.zeros(3, height, width, device=model.device) for width, height in distinct]
+    which = torch.tensor([distinct.index(size) for size in sizes], device=model.device)
+    return model.encode_images(grey).select(which)
 
 
 @torch.inference_mode()
@@ -183,7 +184,6 @@ def _matching_and_masking(
     used = sorted({int(corpus.image_of[e]) for e in [*chosen, *others]})
     row = {image: i for i, image in enumerate(used)}
     image_row = [row.get(int(i), -1) for i in corpus.image_of]
-    encode = partial(encode_corpus, model, processor, corpus, used, cache=cache, show=show)
     run = partial(run_pairs, model, show=show)
 
     matching = [Sentence(tokens[e], image_row[e]) for e in chosen]
@@ -194,7 +194,8 @@ def _matching_and_masking(
         for e, (shown, labels) in zip(chosen, masks, strict=True)
     ]
     with_other = [Sentence(s.ids, image_row[o], s.labels) for s, o in zip(with_photo, others, strict=True)]
-    features, blank = encode(), encode(blank=True)
+    features = encode_corpus(model, processor, corpus, used, cache=cache, show=show)
+    blank = encode_blank(model, processor, corpus, used)
     result: dict[str, float | int] = {
         "examples": len(chosen),
         "itm_accuracy": float(((run(features, matching, "matching")[0] > 0) == right).mean()),

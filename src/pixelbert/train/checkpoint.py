@@ -3,6 +3,7 @@
 DIR/recipe.yaml               the whole recipe; another recipe on the same folder is refused
 DIR/metrics.jsonl             one JSON object a logged step
 DIR/validation.jsonl          one a measurement on the validation split
+DIR/curves.png                both, drawn when the run is finished
 DIR/checkpoints/step-00000100 accelerate's state (weights in safetensors, optimisers, schedules) and progress.json
 DIR/final                     the finished model, for from_pretrained
 """

@@ -29,6 +29,7 @@ from pixelbert.progress import Tracker, console
 from pixelbert.tasks.pretraining import PretrainingBatch, PretrainingData, batch_keys, pretraining_loss
 from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
 from pixelbert.train import checkpoint
+from pixelbert.train.curves import plot_curves
 from pixelbert.train.optim import build_optimizers, build_scheduler
 from pixelbert.train.recipe import Recipe
 from pixelbert.train.setup import build_model, build_processor
@@ -239,7 +240,8 @@ def describe(
 
 
 def finish(model: PixelBertForPreTraining, processor: PixelBertProcessor, output: Path, seconds: float) -> None:
-    """Write DIR/final aside and rename it."""
+    """Draw the curves, write DIR/final aside and rename it."""
+    plot_curves(output)
     aside = output / "final.partial"
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
