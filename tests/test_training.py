@@ -256,3 +256,14 @@ def test_a_run_starts_from_a_checkpoint(tmp_path: Path, tiny_model: MakeModel) -
     assert not any(p.requires_grad for p in after.pixelbert.backbone.parameters())
     with pytest.raises(PixelBertError, match="holds all weights"):
         ModelRecipe(checkpoint="x", text_init="y")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--optimizer.lr", "1e30", "--optimizer.warmup_steps", "0", "--epochs", "1", "--data.workers", "1"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", str(RECIPES / "tiny.yaml"), "--output", str(tmp_path / "run"), *options])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "loss nan" in error or "loss inf" in error
+    assert "scene:" in error
+    assert not (tmp_path / "run" / "final").exists()

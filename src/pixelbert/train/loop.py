@@ -7,6 +7,7 @@ are normalised over the whole step, and it is accumulated from as many micro-bat
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import time
@@ -23,6 +24,7 @@ from pixelbert.data.feature_cache import FeatureCache, build_feature_cache
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
+from pixelbert.errors import PixelBertError
 from pixelbert.model.modeling import PixelBertForPreTraining
 from pixelbert.model.resnet import channels_last
 from pixelbert.progress import Tracker, console
@@ -66,6 +68,11 @@ def train(recipe: Recipe) -> Path:
     with accelerator.main_process_first():
         corpus = Corpus(resolve_scenes(recipe.data.train, output / "data"))
         validation = Corpus(resolve_scenes(recipe.data.validation, output / "data")) if recipe.data.validation else None
+    if recipe.batch_size < accelerator.num_processes:
+        raise PixelBertError(
+            f"batch_size {recipe.batch_size} leaves some of {accelerator.num_processes} processes without a pair; "
+            "start fewer, or raise it"
+        )
     examples = recipe.batch_size // recipe.task.pairs_per_example
     order = ExampleOrder(corpus.image_of, examples, recipe.data.sentences_per_image, recipe.seed)
     steps = order.steps(recipe.epochs)
@@ -110,9 +117,11 @@ def train(recipe: Recipe) -> Path:
         for step in range(progress.step, steps):
             torch.manual_seed(hash((recipe.seed, step, accelerator.process_index)))  # dropout, the same after a resume
             sums: dict[str, torch.Tensor] = {}
+            seen: list[int] = []
             count = data.micro_batches()
             for micro in range(count):
                 batch: PretrainingBatch = next(batches).to(accelerator.device)
+                seen += batch.examples
                 synchronise = micro == count - 1
                 with nullcontext() if synchronise else accelerator.no_sync(model):
                     with accelerator.autocast():
@@ -128,6 +137,8 @@ def train(recipe: Recipe) -> Path:
                 scheduler.step()
                 optimizer.zero_grad()
             totals = accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
+            if not all(map(math.isfinite, totals)):
+                raise PixelBertError(not_finite(step + 1, sums, totals, corpus, seen))
             for name, total in zip(sums, totals, strict=True):
                 progress.window[name] = progress.window.get(name, 0.0) + total
             progress.step = step + 1
@@ -170,6 +181,16 @@ def train(recipe: Recipe) -> Path:
     return final
 
 
+def not_finite(step: int, sums: dict[str, torch.Tensor], totals: list[float], corpus: Corpus, seen: list[int]) -> str:
+    """Name the step and its examples when a loss is infinite or not a number."""
+    losses = ", ".join(f"{name} {total}" for name, total in zip(sums, totals, strict=True))
+    examples = ", ".join(corpus.example_id(e) for e in sorted(set(seen))[:8])
+    return (
+        f"step {step}: {losses}. The step was on examples {examples}, ... (on this process). The checkpoints before it "
+        "are good; lower the learning rates, or set optimizer.clip, and start again with another --output."
+    )
+
+
 def due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps (never if 0) happens after this one."""
     return every > 0 and step % every == 0
@@ -180,7 +201,7 @@ def data_loader(data: PretrainingData, first_step: int, steps: int, workers: int
     return DataLoader(
         data,
         batch_size=None,
-        sampler=list(batch_keys(data, first_step, steps)),  # type: ignore[arg-type]
+        sampler=batch_keys(data, first_step, steps),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=as_it_is,  # type: ignore[arg-type]
         prefetch_factor=4 if workers else None,
