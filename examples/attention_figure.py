@@ -1,0 +1,62 @@
+"""Draw which pixels the words of a caption look at (paper Fig. 3), for shipped photos.
+
+    python examples/attention_figure.py CHECKPOINT docs/attention.png
+
+Photos and words are chosen by rule, not by hand: the first photos in order of their file names, the first caption of each,
+and the caption's first words of five letters or more.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+import pixelbert.demo
+from pixelbert.predict import PixelBert
+
+PHOTOS, WORDS, LAYERS = 4, 3, (0,)
+
+
+def main(checkpoint: str, output: str) -> None:
+    folder = Path(pixelbert.demo.__file__).parent / "photos"
+    model = PixelBert.from_pretrained(checkpoint)
+    captions = {p["file_name"]: p["captions"] for p in json.loads((folder / "attribution.json").read_text())}
+    figure = Figure(figsize=(2.3 * (WORDS + 1), 2.5 * PHOTOS), layout="constrained")
+    axes = figure.subplots(PHOTOS, WORDS + 1)
+    for row, name in zip(axes, sorted(captions)[:PHOTOS], strict=True):
+        photo = Image.open(folder / name)
+        caption = captions[name][0]
+        others = [c[0] for n, c in captions.items() if n != name]
+        scores = model.match(photo, [caption, *others])
+        row[0].imshow(photo)
+        row[0].set_title(f"“{wrapped(caption)}”\np = {scores[0]:.2f}, place {1 + sum(s >= scores[0] for s in scores[1:])}"
+                         f" of {len(scores)}", fontsize=7)
+        words = [(word, grid) for word, grid in model.attend(photo, caption, LAYERS[0]) if len(word) >= 5][:WORDS]
+        for ax, (word, grid) in zip(row[1:], words, strict=False):
+            smooth = Image.fromarray(grid.astype(np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
+            ax.imshow(photo.convert("L"), cmap="gray")
+            ax.imshow(np.asarray(smooth), cmap="inferno", alpha=0.55)
+            ax.set_title(word, fontsize=9)
+        for ax in row:
+            ax.axis("off")
+    figure.savefig(output, dpi=90)
+
+
+def wrapped(text: str, width: int = 34) -> str:
+    """Break a caption into lines."""
+    lines, line = [], ""
+    for word in text.split():
+        if line and len(line) + len(word) >= width:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}".strip()
+    return "\n".join([*lines, line])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
