@@ -55,7 +55,7 @@ def build_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> Pix
     if recipe.text_init:
         options |= bert_shape(recipe.text_init)
     options |= {name: value for name in SIZES if (value := getattr(recipe, name)) is not None}
-    return PixelBertConfig(**options, **dropout(recipe))
+    return PixelBertConfig(**options | dropout(recipe))
 
 
 def dropout(recipe: ModelRecipe) -> dict[str, float]:
