@@ -2,8 +2,8 @@
 
     python examples/attention_figure.py CHECKPOINT docs/attention.png
 
-Photos and words are chosen by rule, not by hand: the first photos in order of their file names, the first caption of each,
-and the caption's first words of five letters or more.
+Photos and words are chosen by rule, not by hand: the first photos in order of their file names, the first caption of
+each, and the caption's first words of five letters or more.
 """
 
 import json
@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from transformers.utils import logging
 
 import pixelbert.demo
 from pixelbert.predict import PixelBert
 
-PHOTOS, WORDS, LAYERS = 4, 3, (0,)
+PHOTOS, WORDS, LAYER = 3, 3, 0
 
 
 def main(checkpoint: str, output: str) -> None:
+    logging.disable_progress_bar()
     folder = Path(pixelbert.demo.__file__).parent / "photos"
     model = PixelBert.from_pretrained(checkpoint)
     captions = {p["file_name"]: p["captions"] for p in json.loads((folder / "attribution.json").read_text())}
@@ -32,9 +34,12 @@ def main(checkpoint: str, output: str) -> None:
         others = [c[0] for n, c in captions.items() if n != name]
         scores = model.match(photo, [caption, *others])
         row[0].imshow(photo)
-        row[0].set_title(f"“{wrapped(caption)}”\np = {scores[0]:.2f}, place {1 + sum(s >= scores[0] for s in scores[1:])}"
-                         f" of {len(scores)}", fontsize=7)
-        words = [(word, grid) for word, grid in model.attend(photo, caption, LAYERS[0]) if len(word) >= 5][:WORDS]
+        row[0].set_title(
+            f"“{wrapped(caption)}”\np = {scores[0]:.2f}, place {1 + sum(s >= scores[0] for s in scores[1:])}"
+            f" of {len(scores)}",
+            fontsize=7,
+        )
+        words = [(word, grid) for word, grid in model.attend(photo, caption, LAYER) if len(word) >= 5][:WORDS]
         for ax, (word, grid) in zip(row[1:], words, strict=False):
             smooth = Image.fromarray(grid.astype(np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
             ax.imshow(photo.convert("L"), cmap="gray")

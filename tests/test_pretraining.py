@@ -150,14 +150,14 @@ class TestPixels:
 
 class TestBatches:
     def test_the_same_pairs_on_any_number_of_devices(self, corpus: Corpus, processor: PixelBertProcessor) -> None:
-        whole = rows(make_data(corpus, processor)[(3, 0)])
+        whole = rows(make_data(corpus, processor).batch(3, 0))
         assert len(whole) == 32
         parts: list[tuple] = []
         for rank in range(3):
             data = make_data(corpus, processor, rank=rank, world=3, micro=4)
             for micro in range(data.micro_batches()):
-                batch = data[(3, micro)]
-                assert batch.pairs <= 4
+                batch = data.batch(3, micro)
+                assert len(batch.examples) <= 4
                 assert batch.pairs_in_step == 32
                 parts += rows(batch)
         assert sorted(parts) == whole
@@ -165,9 +165,9 @@ class TestBatches:
     def test_losses_of_a_step_add_up(self, corpus: Corpus, processor: PixelBertProcessor) -> None:
         torch.manual_seed(0)
         model = small_model(len(processor.tokenizer))
-        whole = pretraining_loss(model, make_data(corpus, processor)[(0, 0)])
+        whole = pretraining_loss(model, make_data(corpus, processor).batch(0, 0))
         data = make_data(corpus, processor, micro=6)
-        parts = [pretraining_loss(model, data[(0, micro)]) for micro in range(data.micro_batches())]
+        parts = [pretraining_loss(model, data.batch(0, micro)) for micro in range(data.micro_batches())]
         assert sum(part.loss.item() for part in parts) == pytest.approx(whole.loss.item(), abs=1e-5)
         for name in ("mlm_loss", "itm_loss", "itm_accuracy"):
             total = sum(part.parts[name].item() for part in parts)
@@ -232,7 +232,7 @@ def blank_accuracy(data: PretrainingData, *, leak: bool) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     right, pairs, steps = 0, 0, 120
     for step in range(steps):
-        inputs = dict(data[(step, 0)].inputs)
+        inputs = dict(data.batch(step, 0).inputs)
         images = len(inputs.pop("pixel_values"))
         blank = PixelFeatures(torch.zeros(images, 4, 512), torch.full((images, 2), 2))
         if leak:  # what a careless implementation does: only the matched sentences are masked

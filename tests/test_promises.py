@@ -1,6 +1,6 @@
 """The promises that need a whole run: one step on any number of devices, and a killed run that loses nothing.
 
-(The first promise, a score that never depends on its batch, is tested in test_model.py.)
+(The first promise, a score that never depends on its batch, is tested in test_batch_independence.py.)
 """
 
 import json

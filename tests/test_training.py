@@ -242,13 +242,13 @@ def test_from_a_folder_of_photos_to_a_score(tmp_path: Path, capsys: pytest.Captu
 def test_a_run_starts_from_a_checkpoint(tmp_path: Path, tiny_model: MakeModel) -> None:
     corpus = Corpus(resolve_scenes(["scenes:0-5"], tmp_path))
     first = Recipe(data=DataRecipe(shortest_edge=64, longest_edge=64))
-    processor = build_processor(first, corpus)
+    processor = build_processor(first, corpus, tmp_path / "tokenizer")
     before = tiny_model(vocab_size=len(processor.tokenizer))
     before.save_pretrained(tmp_path / "first")
     processor.save_pretrained(tmp_path / "first")
 
     recipe = Recipe(model=ModelRecipe(checkpoint=str(tmp_path / "first"), freeze_backbone=True, dropout=0.25))
-    again = build_processor(recipe, corpus)
+    again = build_processor(recipe, corpus, tmp_path / "other")
     assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     after, _ = build_model(recipe, again.tokenizer)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))

@@ -5,9 +5,11 @@ from pixelbert.errors import PixelBertError
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.modeling import PixelBertForPreTraining, PixelBertModel
 from pixelbert.model.pixels import PixelFeatures
+from pixelbert.predict.pixelbert import PixelBert
 
 __version__ = "0.1.0"
 __all__ = [
+    "PixelBert",
     "PixelBertConfig",
     "PixelBertError",
     "PixelBertForPreTraining",

@@ -123,6 +123,12 @@ def normalise(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def shipped_recipe(path: str) -> str:
+    """The recipe at this path, or the one of that name that is installed with the package."""
+    installed = Path(__file__).parent / "recipes" / Path(path).name
+    return str(installed) if not Path(path).exists() and installed.exists() else path
+
+
 FLAGS = {"--strict", "--embed_images", "--overwrite", "--allow_leaks"}
 
 
@@ -171,14 +177,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = COMMANDS[name]
     transformers_logging.disable_progress_bar()  # for a moment's work; what takes long has a bar of ours
     if name == "train" and arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--config")
+        arguments[:1] = ["--config", shipped_recipe(arguments[0])]
     try:
         parser = ArgumentParser(prog=f"pixelbert {name}", description=command.help)
         command.arguments(parser)
         if name != "match":  # whose sentences are anything
             arguments = normalise(arguments)
         command.run(parser.instantiate(parser.parse_args(arguments)))
-    except PixelBertError as error:
+    except (PixelBertError, OSError) as error:  # a disk that is full or read-only, say
         print(f"pixelbert {name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -68,6 +68,7 @@ class Tracker:
         )
         self.started = self.last_line = time.monotonic()
         self.bar: Progress | None = None
+        self.note = ""
         if show and console.is_terminal:
             self.bar = progress_bar()
             self.task = self.bar.add_task(description, total=total, completed=done, note="")
@@ -83,15 +84,16 @@ class Tracker:
         elif self.show and self.last_line > self.started:
             self._line()  # a log that was opened is also closed
 
-    def advance(self, n: int = 1, note: str = "") -> None:
-        """Count `n` more items as done."""
+    def advance(self, n: int = 1, note: str | None = None) -> None:
+        """Count `n` more items as done; a note stays until the next one."""
         self.done += n
+        self.note = self.note if note is None else note
         if self.bar:
-            self.bar.update(self.task, advance=n, note=note)
+            self.bar.update(self.task, advance=n, note=self.note)
         elif self.show and time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self._line(note)
+            self._line()
 
-    def _line(self, note: str = "") -> None:
+    def _line(self) -> None:
         self.last_line = time.monotonic()
         seconds = self.last_line - self.started
         rate = (self.done - self.start_at) / max(seconds, 1e-9)
@@ -100,7 +102,7 @@ class Tracker:
             left = f", {time.strftime('%H:%M:%S', time.gmtime((self.total - self.done) / rate))} left"
         of = f"/{self.total}" if self.total is not None else ""
         print(
-            f"{self.description}: {self.done}{of}, {rate:.1f}/s{left} {note}".rstrip(),
+            f"{self.description}: {self.done}{of}, {rate:.1f}/s{left} {self.note}".rstrip(),
             file=sys.stderr,
             flush=True,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,7 @@ def build_feature_cache(
     if path.exists():
         return cache
     folder.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    aside.unlink(missing_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.partial")  # another run may be making the same file
     total = int(cache.starts[-1]) * cache.channels
     values = torch.from_file(str(aside), shared=True, size=total, dtype=torch.bfloat16).view(-1, cache.channels)
     # Images of one shape together; each image's place in the file is known beforehand.

@@ -57,11 +57,21 @@ class PixelBertImageProcessor(ImageProcessingMixin):
         self.image_std = list(image_std)
 
     def size_for(self, width: int, height: int) -> tuple[int, int]:
-        """The width and height that an image of this size is resized to: multiples of 64, within `longest_edge`."""
-        scale = min(self.shortest_edge / min(width, height), self.longest_edge / max(width, height))
+        """The width and height that an image of this size is resized to: the nearest multiples of 64 (the larger of two
+        as near), within `longest_edge`."""
+        short, long = min(width, height), max(width, height)
+        # In whole numbers, since floats would send one shape of photo to two grids: the scale is wanted / present.
+        if self.shortest_edge * long <= self.longest_edge * short:
+            wanted, present = self.shortest_edge, short
+        else:
+            wanted, present = self.longest_edge, long
         limit = self.longest_edge // REDUCTION
-        columns, rows = (min(max(round(side * scale / REDUCTION), 1), limit) for side in (width, height))
-        return columns * REDUCTION, rows * REDUCTION
+
+        def snap(side: int) -> int:
+            nearest = (2 * side * wanted + REDUCTION * present) // (2 * REDUCTION * present)
+            return min(max(nearest, 1), limit) * REDUCTION
+
+        return snap(width), snap(height)
 
     def __call__(self, images: ImageInput | Sequence[ImageInput], **kwargs: Any) -> BatchFeature:
         """Images to `pixel_values`: one tensor (I, 3, H, W) if all have one shape, else a list of (3, H, W).

@@ -8,10 +8,13 @@ step can be had without the ones before it, which is what makes a resumed run ex
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 class Draw(NamedTuple):
@@ -37,7 +40,7 @@ class ExampleOrder:
         self.size = size
         self.sentences_per_image = sentences_per_image
         self.seed = seed
-        self.permutation = lru_cache(maxsize=2)(self._permutation)  # a step may reach over the end of an epoch
+        self._permutations: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.image_of)
@@ -49,6 +52,11 @@ class ExampleOrder:
     def epoch_of(self, step: int) -> float:
         """Epochs passed when `step` steps are done."""
         return step * self.size / len(self)
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """(N,) the order of one epoch."""
+        # A step may reach over the end of an epoch, so two are kept.
+        return remember(self._permutations, epoch, self._permutation, keep=2)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, epoch))
@@ -72,6 +80,16 @@ class ExampleOrder:
             draws += [Draw(epoch, int(example)) for example in taken]
             position += len(taken)
         return draws
+
+
+def remember(cache: dict[K, V], key: K, make: Callable[[K], V], keep: int) -> V:
+    """`make(key)`, kept for the next time with the last few others. (Unlike functools' caches it can be pickled, which
+    loader processes need where they are spawned.)"""
+    if key not in cache:
+        while len(cache) >= keep:
+            del cache[next(iter(cache))]
+        cache[key] = make(key)
+    return cache[key]
 
 
 def share(total: int, part: int, parts: int) -> slice:

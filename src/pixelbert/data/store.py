@@ -2,8 +2,8 @@
 
     DIR/images-00000.parquet    image_id, path or bytes, width, height (upright, in pixels)
     DIR/{split}-00000.parquet   example_id, image_ids, text
-    DIR/dataset.json            name, task, version, counts, sources, options, and each file's size and
-    checksum DIR/skipped.jsonl           one JSON object for every item that was left out
+    DIR/dataset.json            name, task, version, counts, sources, options, each file's size and checksum
+    DIR/skipped.jsonl           one JSON object for every item that was left out
 
 An image stands once, however many sentences refer to it. `writer.py` writes this form.
 """

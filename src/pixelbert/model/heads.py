@@ -32,5 +32,6 @@ class ImageTextMatchingHead(nn.Linear):
         super().__init__(config.hidden_size, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(P, D) -> (P,)"""
-        return super().forward(x).squeeze(-1)
+        """(P, D) -> (P,), in float32 whatever the precision around it: rounded logits would tie in a ranking."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float()).squeeze(-1)

@@ -73,7 +73,7 @@ def load_bert(model: PixelBertPreTrainedModel, source: str | Path) -> LoadReport
         if theirs != ours:
             raise PixelBertError(
                 f"{source}: {field} is {theirs!r} in this BERT and {ours!r} in the model; set {field}: "
-                f"{theirs!r} in the recipe's model section (PixelBertConfig), or choose a BERT of the "
+                f"{theirs!r} in the recipe's model section or in PixelBertConfig, or choose a BERT of the "
                 "model's shape"
             )
     positions = model.config.max_position_embeddings
@@ -238,7 +238,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # broken files fail in any way at all
         raise PixelBertError(
             f"{path}: no weights could be read from it ({first_line(error)}); expected a .safetensors file, "
-            "or a .pth file that holds tensors alone (Detectron's .pkl: `pixelbert convert detectron` first)"
+            "or a .pth file that holds tensors alone (Detectron's .pkl: `pixelbert convert` first)"
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):

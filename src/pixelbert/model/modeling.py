@@ -144,7 +144,6 @@ class PixelBertModel(PixelBertPreTrainedModel):
         pixel_values: Tensor | Sequence[Tensor] | None = None,
         trunk_features: PixelFeatures | None = None,
         output_attentions: bool = False,
-        **ignored: object,
     ) -> PixelBertOutput:
         """One sequence {[CLS], w, [SEP], v} a pair (eq. 6) through the transformer.
 
@@ -211,7 +210,6 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         match_labels: Tensor | None = None,
         output_attentions: bool = False,
         output_token_logits: bool = False,
-        **ignored: object,
     ) -> PixelBertForPreTrainingOutput:
         """The whole step in one call, images and sentences, so that the distributed engine's hooks see it.
 
@@ -232,7 +230,7 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
             trunk_features=trunk_features,
             output_attentions=output_attentions,
         )
-        match_logits = self.itm_head(output.pooler_output).float()
+        match_logits = self.itm_head(output.pooler_output)
         result = PixelBertForPreTrainingOutput(match_logits=match_logits, attentions=output.attentions)
         words = self.pixelbert.get_input_embeddings().weight
         if token_labels is not None:

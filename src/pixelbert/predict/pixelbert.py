@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class PixelBert:
             device: cuda, mps or cpu; the best there is if None.
         """
         if device is None:
-            device = str(torch.accelerator.current_accelerator() or "cpu")
+            device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
         return cls(*load_checkpoint(checkpoint, device))
 
     @torch.inference_mode()
@@ -67,7 +68,7 @@ class PixelBert:
 
 
 def load_checkpoint(
-    checkpoint: str | Path, device: str, **config: float
+    checkpoint: str | Path, device: str, **config: Any
 ) -> tuple[PixelBertForPreTraining, PixelBertProcessor]:
     """A pre-trained model and its processor, or an error that says what is missing.
 
@@ -76,11 +77,15 @@ def load_checkpoint(
     """
     try:
         processor = PixelBertProcessor.from_pretrained(checkpoint)
-        model = PixelBertForPreTraining.from_pretrained(checkpoint, **config)
-    except (OSError, ValueError) as error:
+        loaded: Any = PixelBertForPreTraining.from_pretrained(checkpoint, output_loading_info=True, **config)
+    except Exception as error:  # transformers, safetensors and tokenizers each raise their own
         raise PixelBertError(
             f"{checkpoint}: no Pixel-BERT checkpoint can be read there ({error}). Give the `final` folder of a run "
             "that has finished."
         ) from error
-    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` in a way that hides its types
-    return model, processor
+    model, info = loaded  # which transformers' types don't know
+    if info["missing_keys"]:
+        raise PixelBertError(
+            f"{checkpoint} lacks {', '.join(sorted(info['missing_keys'])[:5])}: it is no pre-trained model"
+        )
+    return model.to(device), processor

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import FeatureCache
 from pixelbert.data.processing import PixelBertProcessor
-from pixelbert.data.sampler import ExampleOrder, keyed_rng, share
+from pixelbert.data.sampler import ExampleOrder, keyed_rng, remember, share
 from pixelbert.errors import PixelBertError
 from pixelbert.model.modeling import IGNORE
 from pixelbert.model.pixels import REDUCTION, PixelFeatures
@@ -150,14 +150,12 @@ class PretrainingBatch:
     Args:
         inputs: the arguments of `PixelBertForPreTraining.forward`.
         examples: the number of each pair's example, for messages.
-        pairs: pairs in this batch.
         masked_in_step: masked tokens with a label in the whole step, over all devices; what MLM is normalised by.
         pairs_in_step: likewise, pairs of ITM.
     """
 
     inputs: dict[str, Tensor | list[Tensor] | PixelFeatures]
     examples: list[int]
-    pairs: int
     masked_in_step: int
     pairs_in_step: int
 
@@ -169,7 +167,7 @@ class PretrainingBatch:
             else value.to(device, non_blocking=True)
             for key, value in self.inputs.items()
         }
-        return PretrainingBatch(move, self.examples, self.pairs, self.masked_in_step, self.pairs_in_step)
+        return PretrainingBatch(move, self.examples, self.masked_in_step, self.pairs_in_step)
 
 
 @dataclass
@@ -198,18 +196,21 @@ class PretrainingData(Dataset):
 
     def __post_init__(self) -> None:
         self._sentences = self.corpus.examples_of_images()
-        self.plan = lru_cache(maxsize=2)(self._plan)
+        self._plans: dict[int, list[Pair]] = {}
 
     def micro_batches(self) -> int:
         """Forward passes that this process makes a step."""
         mine = share(self.order.size * self.task.pairs_per_example, self.rank, self.world)
         return -(-(mine.stop - mine.start) // self.micro_batch)
 
-    def _plan(self, step: int) -> list[Pair]:
+    def plan(self, step: int) -> list[Pair]:
         """All pairs of a step, over all devices, example by example: texts and draws, no photos yet.
 
         Every process makes the whole plan, so the number of masked tokens in the step is known without communication.
         """
+        return remember(self._plans, step, self._plan, keep=1)
+
+    def _plan(self, step: int) -> list[Pair]:
         draws = self.order.step(step)
         # Role 0 is the matched pair of an example, role 1 the mismatched one.
         roles = [(draw, role) for draw in draws for role in range(self.task.pairs_per_example)]
@@ -253,15 +254,21 @@ class PretrainingData(Dataset):
         width, height = self.processor.image_processor.size_for(*self.corpus.sizes[image])
         return width * height // REDUCTION**2
 
-    def __getitem__(self, key: tuple[int, int]) -> PretrainingBatch:
-        step, micro = key
+    def __getitem__(self, key: tuple[int, int]) -> PretrainingBatch | PixelBertError:
+        """The batch, or what is wrong with its data: raised in a loader process, that would become a traceback."""
+        try:
+            return self.batch(*key)
+        except PixelBertError as error:
+            return error
+
+    def batch(self, step: int, micro: int) -> PretrainingBatch:
+        """The micro-batch of a step that this process takes at this place."""
         plan = self.plan(step)
         mine = plan[share(len(plan), self.rank, self.world)]
         pairs = mine[micro * self.micro_batch : (micro + 1) * self.micro_batch]
         return PretrainingBatch(
             inputs=self.collate(pairs),
             examples=[pair.example for pair in pairs],
-            pairs=len(pairs),
             masked_in_step=sum(int((pair.labels != IGNORE).sum()) for pair in plan),
             pairs_in_step=len(plan),
         )

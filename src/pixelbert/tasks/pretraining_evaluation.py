@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from pixelbert.model.modeling import IGNORE, PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.progress import Tracker, track
 from pixelbert.tasks.pretraining import mask_tokens, mismatched_example
+
+Precision = Literal["bf16", "fp32"]
 
 
 @dataclass
@@ -109,9 +112,9 @@ def run_pairs(
             true = labels[where]
             losses = torch.nn.functional.cross_entropy(output.token_logits, true, reduction="none")
             pair = where.nonzero()[:, 0].cpu().numpy()
-            right = (output.token_logits.argmax(-1) == true).double()
-            for column, values in enumerate((losses.double(), right, torch.ones_like(right))):
-                np.add.at(masked[:, column], np.asarray(rows)[pair], values.cpu().numpy())
+            right = (output.token_logits.argmax(-1) == true).float()
+            for column, values in enumerate((losses, right, torch.ones_like(right))):
+                np.add.at(masked[:, column], np.asarray(rows)[pair], values.cpu().double().numpy())
     return match, masked
 
 
@@ -132,6 +135,7 @@ def evaluate_pretraining(
     retrieval_images: int = 0,
     captions_per_image: int = 1,
     seed: int = 0,
+    precision: Precision = "bf16",
     cache: FeatureCache | None = None,
     show: bool = True,
 ) -> dict[str, float | int]:
@@ -142,6 +146,7 @@ def evaluate_pretraining(
         retrieval_images: number of images, from the first, whose captions are ranked among each other; 0 for none.
         captions_per_image: captions of each of them, from the first; 0 for all.
         seed: of the masks and the mismatched sentences, which are the same for every model.
+        precision: bf16 (autocast) or fp32.
         cache: stored features of a frozen CNN.
 
     Returns:
@@ -150,7 +155,7 @@ def evaluate_pretraining(
     """
     was_training = model.training
     model.eval()
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.float32):
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         result = _matching_and_masking(model, processor, corpus, examples, seed, cache, show)
         if retrieval_images:
             result |= _retrieval(model, processor, corpus, retrieval_images, captions_per_image, cache, show)

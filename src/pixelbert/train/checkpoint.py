@@ -65,7 +65,8 @@ def claim(output: Path, recipe: dict[str, Any]) -> None:
                 "Choose another --output, or give the recipe of that run to go on with it."
             )
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    leftover = {file.with_name(file.name + ".partial")}  # of a run that was killed right here
+    if output.exists() and (not output.is_dir() or set(output.iterdir()) - leftover):
         raise PixelBertError(f"{output} exists and is not the folder of a run; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(file, yaml.safe_dump(recipe, sort_keys=False))

@@ -12,11 +12,14 @@ import os
 import shutil
 import time
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
 
 from pixelbert.data.corpus import Corpus
@@ -50,9 +53,11 @@ def train(recipe: Recipe) -> Path:
     final = output / "final"
     accelerator = Accelerator(
         mixed_precision="bf16" if recipe.precision == "bf16" else "no",
-        log_with=recipe.trackers or None,
+        log_with=known_trackers(recipe.trackers) or None,
         project_dir=output,
         step_scheduler_with_optimizer=False,
+        # The first process may encode every image while the others wait for it.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
     main = accelerator.is_main_process
     settings = dataclasses.asdict(recipe)
@@ -79,7 +84,8 @@ def train(recipe: Recipe) -> Path:
 
     # What learns.
     torch.manual_seed(recipe.seed)
-    processor = build_processor(recipe, corpus)
+    with accelerator.main_process_first():
+        processor = build_processor(recipe, corpus, output / "tokenizer")
     bare, reports = build_model(recipe, processor.tokenizer)
     bare.to(accelerator.device)
     channels_last(bare.pixelbert.backbone)
@@ -89,7 +95,7 @@ def train(recipe: Recipe) -> Path:
     caches: list[FeatureCache | None] = [None, None]
     if recipe.model.feature_cache:
         folder = Path(recipe.model.feature_cache)
-        with accelerator.main_process_first():
+        with accelerator.local_main_process_first():
             caches = [
                 build_feature_cache(bare.pixelbert, part, processor.image_processor, folder) if part else None
                 for part in (corpus, validation)
@@ -102,7 +108,7 @@ def train(recipe: Recipe) -> Path:
     # Where it stands.
     progress = checkpoint.restore(accelerator, output)
     if recipe.trackers:
-        accelerator.init_trackers("logs", config=checkpoint.flatten(trackable(settings)))
+        accelerator.init_trackers("pixelbert", config=checkpoint.flatten(trackable(settings)))
     data = PretrainingData(
         recipe.task, corpus, processor, order, accelerator.process_index, accelerator.num_processes,
         recipe.micro_batch_size, caches[0],
@@ -120,7 +126,10 @@ def train(recipe: Recipe) -> Path:
             seen: list[int] = []
             count = data.micro_batches()
             for micro in range(count):
-                batch: PretrainingBatch = next(batches).to(accelerator.device)
+                loaded = next(batches)
+                if isinstance(loaded, PixelBertError):
+                    raise loaded
+                batch: PretrainingBatch = loaded.to(accelerator.device)
                 seen += batch.examples
                 synchronise = micro == count - 1
                 with nullcontext() if synchronise else accelerator.no_sync(model):
@@ -130,15 +139,15 @@ def train(recipe: Recipe) -> Path:
                     accelerator.backward(loss * accelerator.num_processes)
                 for name, value in parts.items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value
-            if recipe.optimizer.clip is not None:
-                accelerator.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
+            norm = accelerator.clip_grad_norm_(model.parameters(), recipe.optimizer.clip or math.inf)
+            totals = accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
+            if not all(map(math.isfinite, [*totals, float(norm)])):
+                raise PixelBertError(not_finite(step + 1, sums, totals, float(norm), corpus, seen))
+            rate = schedulers[0].get_last_lr()[0]
             for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
-            totals = accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
-            if not all(map(math.isfinite, totals)):
-                raise PixelBertError(not_finite(step + 1, sums, totals, corpus, seen))
             for name, total in zip(sums, totals, strict=True):
                 progress.window[name] = progress.window.get(name, 0.0) + total
             progress.step = step + 1
@@ -147,13 +156,15 @@ def train(recipe: Recipe) -> Path:
             if progress.step % recipe.log_every == 0 or progress.step == steps:
                 row = logged_row(progress, recipe, order)
                 row["pairs_per_second"] = round(pairs_since / (time.monotonic() - time_since), 2)
-                row["lr"] = schedulers[0].get_last_lr()[0]
+                row["lr"] = rate
                 if main:
                     checkpoint.append_line(output / "metrics.jsonl", row)
                     accelerator.log({k: v for k, v in row.items() if k != "step"}, step=progress.step)
                 progress.window, pairs_since, time_since = {}, 0, time.monotonic()
                 tracker.advance(0, note=f"loss {row['loss']:.4f}")
             last = progress.step == steps
+            if last or due(progress.step, recipe.checkpoint_every):
+                checkpoint.save(accelerator, output, progress, recipe.keep_checkpoints)
             if validation is not None and (last or due(progress.step, recipe.evaluate_every)):
                 if main:
                     limit = recipe.evaluate_examples
@@ -162,7 +173,7 @@ def train(recipe: Recipe) -> Path:
                         processor,
                         validation,
                         examples=limit,
-                        seed=recipe.seed,
+                        precision=recipe.precision,
                         cache=caches[1],
                         show=False,
                     )
@@ -170,8 +181,6 @@ def train(recipe: Recipe) -> Path:
                     accelerator.log({f"validation/{k}": v for k, v in row.items()}, step=progress.step)
                     console.print(f"step {progress.step}: {summary(row)}")
                 accelerator.wait_for_everyone()
-            if not last and due(progress.step, recipe.checkpoint_every):
-                checkpoint.save(accelerator, output, progress, recipe.keep_checkpoints)
             tracker.advance()
 
     if main:
@@ -181,9 +190,21 @@ def train(recipe: Recipe) -> Path:
     return final
 
 
-def not_finite(step: int, sums: dict[str, torch.Tensor], totals: list[float], corpus: Corpus, seen: list[int]) -> str:
-    """Name the step and its examples when a loss is infinite or not a number."""
+def known_trackers(names: list[str]) -> list[str]:
+    """The trackers of a recipe, or an error that lists those that accelerate finds installed."""
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            raise PixelBertError(f"tracker {name!r} is unknown or not installed; there are {', '.join(available)}")
+    return names
+
+
+def not_finite(
+    step: int, sums: dict[str, torch.Tensor], totals: list[float], norm: float, corpus: Corpus, seen: list[int]
+) -> str:
+    """Name the step and its examples when a loss or the gradient is infinite or not a number."""
     losses = ", ".join(f"{name} {total}" for name, total in zip(sums, totals, strict=True))
+    losses += f", gradient norm {norm}"
     examples = ", ".join(corpus.example_id(e) for e in sorted(set(seen))[:8])
     return (
         f"step {step}: {losses}. The step was on examples {examples}, ... (on this process). The checkpoints before it "
@@ -204,7 +225,7 @@ def data_loader(data: PretrainingData, first_step: int, steps: int, workers: int
         sampler=batch_keys(data, first_step, steps),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=as_it_is,  # type: ignore[arg-type]
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=2 if workers else None,
         persistent_workers=False,
     )
 

@@ -167,7 +167,7 @@ class Recipe:
             raise PixelBertError(
                 f"batch_size is {self.batch_size}; expected a multiple of {n} (a matched and a mismatched pair)"
             )
-        for name in ("micro_batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("micro_batch_size", "evaluate_examples", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise PixelBertError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.epochs <= 0:

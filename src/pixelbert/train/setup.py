@@ -19,11 +19,18 @@ from pixelbert.train.recipe import ModelRecipe, Recipe
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def build_tokenizer(recipe: ModelRecipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """The tokenizer that the recipe names, or one learned from the training sentences."""
+def build_tokenizer(recipe: ModelRecipe, corpus: Corpus, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that the recipe names, or one learned from the training sentences.
+
+    A learned one is kept in `folder`, so that every process and a resumed run have the very same.
+    """
     source = recipe.checkpoint or recipe.tokenizer or recipe.text_init
     if source is None:
-        return learn_tokenizer((corpus.text(i) for i in range(len(corpus))), recipe.vocab_size)
+        if not folder.exists():
+            aside = folder.with_name(folder.name + ".partial")
+            learn_tokenizer((corpus.text(i) for i in range(len(corpus))), recipe.vocab_size).save_pretrained(aside)
+            aside.rename(folder)
+        source = str(folder)
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -33,10 +40,13 @@ def build_tokenizer(recipe: ModelRecipe, corpus: Corpus) -> PreTrainedTokenizerB
         ) from error
 
 
-def build_processor(recipe: Recipe, corpus: Corpus) -> PixelBertProcessor:
-    """The tokenizer and the image sizes of the recipe."""
-    tokenizer = build_tokenizer(recipe.model, corpus)
-    images = PixelBertImageProcessor(recipe.data.shortest_edge, recipe.data.longest_edge)
+def build_processor(recipe: Recipe, corpus: Corpus, folder: Path) -> PixelBertProcessor:
+    """The tokenizer (see `build_tokenizer`) and the image sizes of the recipe."""
+    tokenizer = build_tokenizer(recipe.model, corpus, folder)
+    try:
+        images = PixelBertImageProcessor(recipe.data.shortest_edge, recipe.data.longest_edge)
+    except ValueError as error:
+        raise PixelBertError(f"data: {error}") from error
     return PixelBertProcessor(images, tokenizer, recipe.data.max_length)
 
 
@@ -70,7 +80,20 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Pix
         model, _ = load_checkpoint(recipe.model.checkpoint, "cpu", **dropout(recipe.model))
         model.float()
     else:
-        model = PixelBertForPreTraining(build_config(recipe.model, tokenizer))
+        try:
+            model = PixelBertForPreTraining(build_config(recipe.model, tokenizer))
+        except ValueError as error:
+            raise PixelBertError(f"model: {error}") from error
+    if len(tokenizer) > model.config.vocab_size:
+        raise PixelBertError(
+            f"the tokenizer has {len(tokenizer)} tokens and the network {model.config.vocab_size}; leave "
+            "model.tokenizer null to take the one that belongs to the weights"
+        )
+    if not 3 <= recipe.data.max_length <= model.config.max_position_embeddings:
+        raise PixelBertError(
+            f"data.max_length is {recipe.data.max_length}; expected 3 to {model.config.max_position_embeddings}, the "
+            "positions of the network"
+        )
     if recipe.model.text_init:
         reports.append(load_bert(model, recipe.model.text_init))
     if recipe.model.backbone_init:
