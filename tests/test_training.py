@@ -241,19 +241,24 @@ def test_from_a_folder_of_photos_to_a_score(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_run_starts_from_a_checkpoint(tmp_path: Path, tiny_model: MakeModel) -> None:
     corpus = Corpus(resolve_scenes(["scenes:0-5"], tmp_path))
-    first = Recipe(data=DataRecipe(shortest_edge=64, longest_edge=64))
+    data = DataRecipe(shortest_edge=64, longest_edge=64, max_length=24)
+    first = Recipe(data=data)
     processor = build_processor(first, corpus, tmp_path / "tokenizer")
     before = tiny_model(vocab_size=len(processor.tokenizer))
     before.save_pretrained(tmp_path / "first")
     processor.save_pretrained(tmp_path / "first")
 
-    recipe = Recipe(model=ModelRecipe(checkpoint=str(tmp_path / "first"), freeze_backbone=True, dropout=0.25))
+    start = ModelRecipe(checkpoint=str(tmp_path / "first"), freeze_backbone=True, dropout=0.25)
+    recipe = Recipe(data=data, model=start)
     again = build_processor(recipe, corpus, tmp_path / "other")
     assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     after, _ = build_model(recipe, again.tokenizer)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     assert after.pixelbert.embeddings.dropout.p == after.config.attention_probs_dropout_prob == 0.25
     assert not any(p.requires_grad for p in after.pixelbert.backbone.parameters())
+    recipe.data.max_length = 25
+    with pytest.raises(PixelBertError, match=r"max_length is 25; expected 3 to 24"):
+        build_model(recipe, again.tokenizer)
     with pytest.raises(PixelBertError, match="holds all weights"):
         ModelRecipe(checkpoint="x", text_init="y")
 
