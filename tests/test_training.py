@@ -128,7 +128,9 @@ class TestOptimizers:
 class TestFolder:
     def test_another_recipe_is_refused_and_how_it_runs_may_change(self, tmp_path: Path) -> None:
         recipe = {"seed": 1, "micro_batch_size": 8, "data": {"workers": 2, "max_length": 5}}
+        claim(tmp_path / "run", recipe | {"seed": 2})  # never began, so the folder is free
         claim(tmp_path / "run", recipe)
+        (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
         claim(tmp_path / "run", recipe | {"micro_batch_size": 4})
         with pytest.raises(PixelBertError, match=r"(?s)another run.*data\.max_length: there 5, here 6"):
             claim(tmp_path / "run", recipe | {"data": {"workers": 2, "max_length": 6}})

@@ -58,7 +58,11 @@ def claim(output: Path, recipe: dict[str, Any]) -> None:
     if file.exists():
         theirs = flatten(yaml.safe_load(file.read_text()))
         different = [k for k in mine if theirs.get(k) != mine[k]]
-        if different:
+        if different and not (output / "metrics.jsonl").exists() and not checkpoints(output):
+            # It stopped before its first step, over a mistake in the recipe, say: there is nothing to lose.
+            shutil.rmtree(output / "tokenizer", ignore_errors=True)
+            write_atomically(file, yaml.safe_dump(recipe, sort_keys=False))
+        elif different:
             shown = "\n".join(f"  {k}: there {theirs.get(k)!r}, here {mine[k]!r}" for k in different[:10])
             raise PixelBertError(
                 f"{output} belongs to another run, whose recipe differs:\n{shown}\n"
