@@ -22,13 +22,14 @@ class Corpus:
     Attributes:
         image_of: (N,) the image number of each example.
         sizes: (I, 2) width and height of each image on disk.
+        datasets: the data set of each source; images are numbered through them in this order.
     """
 
     def __init__(self, sources: Sequence[str]) -> None:
         if not sources:
             raise PixelBertError("no data given: name at least one prepared data set, as DIR:SPLIT")
         self.sources = list(sources)
-        self._datasets: list[PreparedDataset] = []
+        self.datasets: list[PreparedDataset] = []
         self._texts: list[pa.ChunkedArray] = []  # memory-mapped, one a (data set, split)
         self._ids: list[pa.ChunkedArray] = []
         starts, image_of, sizes = [0], [], []
@@ -44,7 +45,7 @@ class Corpus:
                 self._texts.append(examples.data.column("text"))
                 self._ids.append(examples.data.column("example_id"))
                 starts.append(starts[-1] + len(examples))
-            self._datasets.append(data)
+            self.datasets.append(data)
             sizes.append(np.asarray(data.sizes))
             self._image_starts.append(offset + len(data.sizes))
         self._starts = np.array(starts)
@@ -55,12 +56,6 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.image_of)
-
-    @property
-    def image_checksums(self) -> list[str]:
-        """Checksums of the tables that list the images: what the images' numbers stand for, whatever the splits."""
-        files = [item for data in self._datasets for item in sorted(data.manifest["files"].items())]
-        return [facts["sha256"] for name, facts in files if name.startswith("images-")]
 
     def _locate(self, example: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._starts, example, side="right")) - 1
@@ -84,7 +79,7 @@ class Corpus:
     def load_image(self, image: int) -> PIL.Image.Image:
         """The photo with this number, RGB and upright."""
         part = int(np.searchsorted(self._image_starts, image, side="right")) - 1
-        return self._datasets[part].load_image(int(image - self._image_starts[part]))
+        return self.datasets[part].load_image(int(image - self._image_starts[part]))
 
     def examples_of_images(self, limit: int | None = None) -> dict[int, list[int]]:
         """The examples of each image, images in the order of their first example; the first `limit` images."""

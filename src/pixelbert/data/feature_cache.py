@@ -1,6 +1,6 @@
 """Stored features of a frozen CNN: without augmentation they never change, so each image is encoded once for good.
 
-One memory-mapped file of bfloat16 grids, image after image: (pixels of all images, C).
+A memory-mapped file of bfloat16 grids for each data set, image after image: (pixels of all images, C).
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,45 +19,69 @@ from torch import nn
 
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.processing import PixelBertImageProcessor
+from pixelbert.data.store import PreparedDataset
 from pixelbert.model.modeling import PixelBertModel
 from pixelbert.model.pixels import REDUCTION, PixelFeatures, grid_features
 from pixelbert.model.resnet import channels_last, folded
 from pixelbert.progress import Tracker
 
 
+class View(NamedTuple):
+    """An image as training sees it: its number, and whether it is mirrored left to right."""
+
+    image: int
+    mirrored: bool = False
+
+
 class FeatureCache:
     """Trunk features of all images of a corpus, read by image number.
 
     Args:
-        path: the file.
+        files: for each data set of the corpus, its file of images as they are and, if training wants it, mirrored.
         grids: (I, 2) rows and columns of each image's grid.
+        counts: images of each data set.
         channels: of the trunk.
     """
 
-    def __init__(self, path: Path, grids: np.ndarray, channels: int) -> None:
-        self.path, self.grids, self.channels = path, grids, channels
-        self.starts = np.concatenate([[0], grids.prod(1).cumsum()])
-        self._values: torch.Tensor | None = None
+    def __init__(self, files: list[list[Path]], grids: np.ndarray, counts: list[int], channels: int) -> None:
+        self.files, self.grids, self.channels = files, grids, channels
+        self.first_images = np.concatenate([[0], np.cumsum(counts)])
+        pixels = [grids[a:b].prod(1) for a, b in pairwise(self.first_images)]
+        self.starts = [np.concatenate([[0], n.cumsum()]) for n in pixels]
+        self._values: dict[tuple[int, bool], torch.Tensor] = {}
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_values": None}  # each loader process maps the file itself
+        return self.__dict__ | {"_values": {}}  # each loader process maps the files itself
 
-    @property
-    def values(self) -> torch.Tensor:
-        """(pixels of all images, C), memory-mapped."""
-        if self._values is None:
-            size = int(self.starts[-1]) * self.channels
-            flat = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.bfloat16)
-            self._values = flat.view(-1, self.channels)
-        return self._values
+    def _file(self, data_set: int, mirrored: bool) -> torch.Tensor:
+        """(pixels of a data set's images, C), memory-mapped."""
+        key = (data_set, mirrored)
+        if key not in self._values:
+            path, pixels = self.files[data_set][mirrored], int(self.starts[data_set][-1])
+            self._values[key] = open_values(path, pixels, self.channels)
+        return self._values[key]
 
-    def get(self, images: list[int]) -> PixelFeatures:
+    def get(self, views: Sequence[View]) -> PixelFeatures:
         """The features of these images: values (I, K, C)."""
-        parts = [self.values[self.starts[i] : self.starts[i + 1]] for i in images]
-        return PixelFeatures(nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.from_numpy(self.grids[images]))
+        parts = []
+        for image, mirrored in views:
+            data_set = int(np.searchsorted(self.first_images, image, side="right")) - 1
+            row = image - self.first_images[data_set]
+            starts = self.starts[data_set]
+            parts.append(self._file(data_set, mirrored)[starts[row] : starts[row + 1]])
+        grids = torch.from_numpy(self.grids[[image for image, _ in views]])
+        return PixelFeatures(nn.utils.rnn.pad_sequence(parts, batch_first=True), grids)
 
 
-def fingerprint(model: PixelBertModel, corpus: Corpus, processor: PixelBertImageProcessor) -> str:
+def open_values(path: Path, pixels: int, channels: int, *, write: bool = False) -> torch.Tensor:
+    """(pixels, channels) of a file, memory-mapped; made if it is to be written."""
+    flat = torch.from_file(str(path), shared=write, size=pixels * channels, dtype=torch.bfloat16)
+    return flat.view(-1, channels)
+
+
+def fingerprint(
+    model: PixelBertModel, data: PreparedDataset, processor: PixelBertImageProcessor, *, mirrored: bool
+) -> str:
     """What the features depend on: the trunk's weights, the image settings and the data."""
     digest = hashlib.sha256()
     for name, tensor in model.backbone.state_dict().items():
@@ -62,49 +89,73 @@ def fingerprint(model: PixelBertModel, corpus: Corpus, processor: PixelBertImage
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     settings = {
         **processor.to_dict(),
-        "images": corpus.image_checksums,
+        "images": data.image_checksums,
         "stride_in_1x1": model.config.stride_in_1x1,
+        "mirrored": mirrored,
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-@torch.inference_mode()
 def build_feature_cache(
     model: PixelBertModel,
     corpus: Corpus,
     processor: PixelBertImageProcessor,
     folder: Path,
     *,
+    mirror: bool = False,
     batch: int = 16,
 ) -> FeatureCache:
-    """Encode every image of the corpus once, in bfloat16, or reuse the file in `folder` made from the same things.
+    """Encode every image of the corpus once, in bfloat16, or reuse the files in `folder` made from the same things.
 
-    A file's name is the fingerprint of what it depends on, so runs can share a folder. It is written aside and renamed:
-    a killed run leaves no half file.
+    One file a data set, whose name is the fingerprint of what it depends on: runs over other splits, or over more data
+    sets, share what is there.
+
+    Args:
+        mirror: store each image mirrored as well.
     """
     sizes = [processor.size_for(*size) for size in corpus.sizes.tolist()]
     grids = np.array([(height // REDUCTION, width // REDUCTION) for width, height in sizes], dtype=np.int64)
-    path = folder / f"{fingerprint(model, corpus, processor)[:16]}.bf16"
-    cache = FeatureCache(path, grids, model.backbone.shape.out_channels)
-    if path.exists():
-        return cache
     folder.mkdir(parents=True, exist_ok=True)
+    files = [
+        [encode_once(model, data, processor, folder, mirrored, batch) for mirrored in (False, True)[: 1 + mirror]]
+        for data in corpus.datasets
+    ]
+    counts = [len(data.sizes) for data in corpus.datasets]
+    return FeatureCache(files, grids, counts, model.backbone.shape.out_channels)
+
+
+@torch.inference_mode()
+def encode_once(
+    model: PixelBertModel,
+    data: PreparedDataset,
+    processor: PixelBertImageProcessor,
+    folder: Path,
+    mirrored: bool,
+    batch: int,
+) -> Path:
+    """The file of a data set's features; written aside and renamed, so a killed run leaves no half file."""
+    path = folder / f"{fingerprint(model, data, processor, mirrored=mirrored)[:16]}.bf16"
+    if path.exists():
+        return path
+    sizes = [processor.size_for(*size) for size in data.sizes.tolist()]
+    pixels = [width * height // REDUCTION**2 for width, height in sizes]
+    starts = np.concatenate([[0], np.cumsum(pixels)])
     aside = path.with_suffix(f".{os.getpid()}.partial")  # another run may be making the same file
-    total = int(cache.starts[-1]) * cache.channels
-    values = torch.from_file(str(aside), shared=True, size=total, dtype=torch.bfloat16).view(-1, cache.channels)
+    values = open_values(aside, int(starts[-1]), model.backbone.shape.out_channels, write=True)
     # Images of one shape together; each image's place in the file is known beforehand.
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
     trunk = channels_last(folded(model.backbone).to(model.device, torch.bfloat16))
-    with Tracker("encoding images once", len(order)) as tracker:
+    name = f"encoding {data.name}{' mirrored' if mirrored else ''} once"
+    with Tracker(name, len(order)) as tracker:
         for start in range(0, len(order), batch):
             images = order[start : start + batch]
-            pixels = [processor.to_tensor(corpus.load_image(i)).to(model.device, torch.bfloat16) for i in images]
-            features = grid_features(trunk, pixels)
+            photos = [processor.to_tensor(data.load_image(i)) for i in images]
+            photos = [photo.flip(-1) for photo in photos] if mirrored else photos
+            features = grid_features(trunk, [photo.to(model.device, torch.bfloat16) for photo in photos])
             for row, image in enumerate(images):
-                n = int(grids[image].prod())
-                values[cache.starts[image] : cache.starts[image + 1]] = features.values[row, :n].cpu()
+                values[starts[image] : starts[image + 1]] = features.values[row, : pixels[image]].cpu()
             tracker.advance(len(images))
     del values
     aside.replace(path)
-    return cache
+    return path

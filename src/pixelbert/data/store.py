@@ -114,6 +114,12 @@ class PreparedDataset:
         columns = [self.images.data.column(side).to_numpy() for side in ("width", "height")]
         return np.stack(columns, axis=1).astype(np.int32)
 
+    @property
+    def image_checksums(self) -> list[str]:
+        """Checksums of the tables that list the images: what their rows stand for, whatever the splits."""
+        files = sorted(self.manifest["files"].items())
+        return [facts["sha256"] for name, facts in files if name.startswith(f"{IMAGES}-")]
+
     def examples(self, split: str) -> datasets.Dataset:
         """The examples of one split; columns example_id, image_ids, text.
 

@@ -9,6 +9,7 @@ Shapes: I images, P pairs, L word tokens, k sampled pixels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,12 +22,14 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pixelbert.data.corpus import Corpus
-from pixelbert.data.feature_cache import FeatureCache
+from pixelbert.data.feature_cache import FeatureCache, View
 from pixelbert.data.processing import PixelBertProcessor
-from pixelbert.data.sampler import ExampleOrder, keyed_rng, remember, share
+from pixelbert.data.sampler import Draw, ExampleOrder, keyed_rng, remember, share
 from pixelbert.errors import PixelBertError
 from pixelbert.model.modeling import IGNORE
 from pixelbert.model.pixels import REDUCTION, PixelFeatures
+
+SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)  # what is no longer true of a mirrored photo
 
 
 @dataclass
@@ -128,7 +131,7 @@ class Pair(NamedTuple):
 
     Args:
         example: whose image this is.
-        image: its number.
+        view: its image.
         matched: whether the sentence is the example's own.
         ids: (L,) tokens shown.
         labels: (L,) true tokens where masked, -100 elsewhere.
@@ -136,7 +139,7 @@ class Pair(NamedTuple):
     """
 
     example: int
-    image: int
+    view: View
     matched: bool
     ids: np.ndarray
     labels: np.ndarray
@@ -182,6 +185,7 @@ class PretrainingData(Dataset):
         rank, world: this process and how many there are.
         micro_batch: pairs that one forward pass takes on one device.
         cache: stored features of a frozen CNN, used instead of the photos.
+        mirror: half of the time, show an image mirrored, unless its sentence names a side.
     """
 
     task: Pretraining
@@ -192,6 +196,7 @@ class PretrainingData(Dataset):
     world: int
     micro_batch: int
     cache: FeatureCache | None = None
+    mirror: bool = False
     _sentences: dict[int, list[int]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -221,7 +226,7 @@ class PretrainingData(Dataset):
         ]
         tokens = self.processor.tokenizer(sentences, truncation=True, max_length=self.processor.max_length)
         pairs = [
-            self._pair(draw.example, role, np.array(ids), rng)
+            self._pair(draw, role, np.array(ids), rng)
             for (draw, role), ids, rng in zip(roles, tokens["input_ids"], generators, strict=True)
         ]
         return sorted(pairs, key=self._place)
@@ -231,7 +236,7 @@ class PretrainingData(Dataset):
         else images of one shape, and the sentences of one image."""
         if self.cache is not None:
             return (len(pair.ids),)
-        return (*self.processor.image_processor.size_for(*self.corpus.sizes[pair.image]), pair.image)
+        return (*self.processor.image_processor.size_for(*self.corpus.sizes[pair.view.image]), *pair.view)
 
     def _sentence_for(self, example: int, role: int, rng: np.random.Generator) -> int:
         if role == 0:
@@ -240,15 +245,21 @@ class PretrainingData(Dataset):
         same_split = self.task.mismatched_from_same_split
         return mismatched_example(self.corpus, example, own, rng, same_split=same_split)
 
-    def _pair(self, example: int, role: int, ids: np.ndarray, rng: np.random.Generator) -> Pair:
+    def _pair(self, draw: Draw, role: int, ids: np.ndarray, rng: np.random.Generator) -> Pair:
         labels = np.full_like(ids, IGNORE)
         if self.task.mlm:
             ids, labels = mask_tokens(ids, self.processor.tokenizer, self.task.mask_probability, rng)
             if role == 1 and not self.task.mlm_on_mismatched:
                 labels[:] = IGNORE
-        image = int(self.corpus.image_of[example])
+        image = int(self.corpus.image_of[draw.example])
         pixels = sample_pixels(self._grid_pixels(image), self.task.pixels, rng)
-        return Pair(example, image, role == 0, ids, labels, pixels)
+        return Pair(draw.example, View(image, self._mirrored(draw)), role == 0, ids, labels, pixels)
+
+    def _mirrored(self, draw: Draw) -> bool:
+        """The same for both pairs of an example, so that the mirroring tells nothing about the match."""
+        if not self.mirror or SIDES.search(self.corpus.text(draw.example)):
+            return False
+        return bool(keyed_rng(self.order.seed, *draw, 2).integers(2))
 
     def _grid_pixels(self, image: int) -> int:
         width, height = self.processor.image_processor.size_for(*self.corpus.sizes[image])
@@ -275,8 +286,8 @@ class PretrainingData(Dataset):
 
     def collate(self, pairs: list[Pair]) -> dict[str, Tensor | list[Tensor] | PixelFeatures]:
         """Pairs to the arguments of the model: each photo once, words padded to the longest sentence."""
-        images = list(dict.fromkeys(pair.image for pair in pairs))
-        position = {image: i for i, image in enumerate(images)}
+        views = list(dict.fromkeys(pair.view for pair in pairs))
+        position = {view: i for i, view in enumerate(views)}
         length = max(len(pair.ids) for pair in pairs)
         ids = np.full((len(pairs), length), self.processor.tokenizer.pad_token_id)
         labels = np.full((len(pairs), length), IGNORE)
@@ -287,17 +298,18 @@ class PretrainingData(Dataset):
         inputs: dict[str, Tensor | list[Tensor] | PixelFeatures] = {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask),
-            "image_index": torch.tensor([position[pair.image] for pair in pairs]),
+            "image_index": torch.tensor([position[pair.view] for pair in pairs]),
         }
         if self.task.mlm:
             inputs["token_labels"] = torch.from_numpy(labels)
         if self.task.itm:
             inputs["match_labels"] = torch.tensor([float(pair.matched) for pair in pairs])
         if self.cache is not None:
-            inputs["trunk_features"] = self.cache.get(images)
+            inputs["trunk_features"] = self.cache.get(views)
         else:
+            photos = [self.processor.image_processor.to_tensor(self.corpus.load_image(view.image)) for view in views]
             inputs["pixel_values"] = [
-                self.processor.image_processor.to_tensor(self.corpus.load_image(i)) for i in images
+                photo.flip(-1) if view.mirrored else photo for photo, view in zip(photos, views, strict=True)
             ]
         if any(pair.pixels is not None for pair in pairs):
             inputs["pixel_index"] = self._pixel_index(pairs)
@@ -310,7 +322,7 @@ class PretrainingData(Dataset):
         for i, pair in enumerate(pairs):
             chosen = pair.pixels
             if chosen is None:
-                chosen = np.arange(self._grid_pixels(pair.image))
+                chosen = np.arange(self._grid_pixels(pair.view.image))
             index[i, : len(chosen)] = torch.from_numpy(chosen)
         return index
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pixelbert.data.corpus import Corpus
-from pixelbert.data.feature_cache import FeatureCache
+from pixelbert.data.feature_cache import FeatureCache, View
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import keyed_rng
 from pixelbert.metrics.retrieval import recall_at_k
@@ -54,7 +54,7 @@ def encode_corpus(
         for start in range(0, len(images), batch):
             rows = list(images[start : start + batch])
             if cache is not None:
-                parts.append(model.pixelbert.pixel_embedding(cache.get(rows).to(model.device)))
+                parts.append(model.pixelbert.pixel_embedding(cache.get([View(i) for i in rows]).to(model.device)))
             else:
                 pixels = [processor.image_processor.to_tensor(corpus.load_image(i)) for i in rows]
                 parts.append(model.encode_images([p.to(model.device) for p in pixels]))

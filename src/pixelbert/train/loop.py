@@ -13,6 +13,7 @@ import shutil
 import time
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,9 @@ def train(recipe: Recipe) -> Path:
     if recipe.model.feature_cache:
         folder = Path(recipe.model.feature_cache)
         with accelerator.local_main_process_first():
-            caches = [
-                build_feature_cache(bare.pixelbert, part, processor.image_processor, folder) if part else None
-                for part in (corpus, validation)
-            ]
+            encode = partial(build_feature_cache, bare.pixelbert, processor=processor.image_processor, folder=folder)
+            caches[0] = encode(corpus, mirror=recipe.data.mirror)
+            caches[1] = encode(validation) if validation else None
     optimizers = list(build_optimizers(bare, recipe.optimizer).values())
     schedulers = [build_scheduler(o, recipe.optimizer, order.epoch_of) for o in optimizers]
     model, *prepared = accelerator.prepare(bare, *optimizers, *schedulers)
@@ -111,7 +111,7 @@ def train(recipe: Recipe) -> Path:
         accelerator.init_trackers("pixelbert", config=checkpoint.flatten(trackable(settings)))
     data = PretrainingData(
         recipe.task, corpus, processor, order, accelerator.process_index, accelerator.num_processes,
-        recipe.micro_batch_size, caches[0],
+        recipe.micro_batch_size, caches[0], recipe.data.mirror,
     )  # fmt: skip
     batches = iter(data_loader(data, progress.step, steps, recipe.data.workers))
     if main:

@@ -84,6 +84,7 @@ class DataRecipe:
         max_length: tokens that a sentence is cut to.
         sentences_per_image: sentences of one image that stand together in a step and share the CNN's work; 1 is the
             paper's sampling.
+        mirror: show each image mirrored half of the time, unless its sentence says left or right (not in the paper).
         workers: processes that load data beside each training process.
     """
 
@@ -93,6 +94,7 @@ class DataRecipe:
     longest_edge: int = 1333
     max_length: int = 64
     sentences_per_image: int = 1
+    mirror: bool = False
     workers: int = 2
 
 
