@@ -1,7 +1,9 @@
 """Small real files for the data tests: photos made with Pillow, and raw data sets around them."""
 
+import copy
 import io
 import json
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -63,3 +65,101 @@ def write_json(path: Path, data: Any) -> Path:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def mutate(value: Any, draw: random.Random) -> Any:
+    """One random node of some JSON, replaced, removed or doubled."""
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        1e308,
+        10**40,
+        "",
+        "\ud800",
+        "../x",
+        "a" * 9999,
+        [],
+        {},
+        [[1]],
+        {"raw": 1},
+        "0.jpg",
+        1,
+    ]
+    if isinstance(value, dict | list) and value and draw.random() < 0.85:
+        key = draw.choice(list(value)) if isinstance(value, dict) else draw.randrange(len(value))
+        action = draw.random()
+        if action < 0.1:
+            del value[key]
+        elif action < 0.2 and isinstance(value, list):
+            value.append(copy.deepcopy(value[key]))
+        else:
+            value[key] = mutate(value[key], draw)
+        return value
+    return draw.choice(odd)
+
+
+def vqa_answers(*answers: str) -> list[dict[str, Any]]:
+    """Ten annotators' answers in VQA v2's form; those given are repeated until they are ten."""
+    return [{"answer": answers[k % len(answers)], "answer_confidence": "yes", "answer_id": k + 1} for k in range(10)]
+
+
+def vqa_data(subset: str, questions: list[tuple[int, int, str]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """VQA v2's questions and annotations: of each (question id, image id, answer); all annotators agree."""
+    asked = [{"question_id": q, "image_id": i, "question": f"What is number {q}?"} for q, i, _ in questions]
+    notes = [
+        {
+            "question_id": q,
+            "image_id": i,
+            "multiple_choice_answer": answer,
+            "answers": vqa_answers(answer),
+            "answer_type": "other",
+            "question_type": "what is",
+        }
+        for q, i, answer in questions
+    ]
+    head = {"info": {"version": "2.0"}, "data_type": "mscoco", "data_subtype": subset, "license": {}}
+    return head | {"questions": asked, "task_type": "Open-Ended"}, head | {"annotations": notes}
+
+
+def write_coco_photos(folder: Path, subset: str, numbers: list[int]) -> Path:
+    """Writes photos under COCO's names: train2014/COCO_train2014_000000000009.jpg."""
+    (folder / subset).mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        path = folder / subset / f"COCO_{subset}_{number:012d}.jpg"
+        path.write_bytes(encoded(photo(number % 250), "JPEG"))
+    return folder
+
+
+def nlvr2_rows(split: str, count: int) -> list[dict[str, Any]]:
+    """NLVR2's rows: of every pair of photos two statements, one true and one false, not next to each other."""
+    pairs = [(number, sentence) for sentence in (0, 1) for number in range(count)]
+    return [
+        {
+            "identifier": f"{split}-{number}-0-{sentence}",
+            "sentence": f"Statement {sentence} on pair {number}.",
+            "label": "False" if sentence else "True",
+        }
+        | ({"directory": number % 2} if split == "train" else {})
+        for number, sentence in pairs
+    ]
+
+
+def write_pairs(folder: Path, rows: list[dict[str, Any]], numbered: bool = True) -> Path:
+    """Writes the photos that NLVR2's rows speak of; those of train in numbered folders, as distributed."""
+    for row in rows:
+        pair = row["identifier"].rsplit("-", 1)[0]
+        place = folder / pair.split("-")[0]
+        if numbered and "directory" in row:
+            place /= str(row["directory"])
+        place.mkdir(parents=True, exist_ok=True)
+        for side in (0, 1):
+            (place / f"{pair}-img{side}.png").write_bytes(encoded(photo(50 + 100 * side), "PNG"))
+    return folder
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Writes JSON lines and returns the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -8,18 +8,14 @@ import torch
 
 from pixelbert import PixelBertForPreTraining
 from pixelbert.data.corpus import Corpus
+from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.metrics.retrieval import recall_at_k
 from pixelbert.model.modeling import IGNORE
 from pixelbert.predict.pixelbert import PixelBert
-from pixelbert.tasks.pretraining_evaluation import (
-    Sentence,
-    encode_blank,
-    encode_corpus,
-    evaluate_pretraining,
-    run_pairs,
-)
+from pixelbert.tasks.pretraining_evaluation import Sentence, evaluate_pretraining, run_pairs
+from pixelbert.tasks.scoring import encode_blank, encode_images
 
 Setting = tuple[PixelBertForPreTraining, PixelBertProcessor, Corpus]
 
@@ -36,7 +32,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., 
 def test_pairs_of_many_lengths_are_scored_as_if_alone(setting: Setting) -> None:
     model, processor, corpus = setting
     images = [3, 0, 5]
-    features = encode_corpus(model, processor, corpus, images, batch=2, show=False)
+    features = encode_images(model, Photos(corpus, processor.image_processor), images, batch=2, show=False)
     mask = processor.tokenizer.mask_token_id
     sentences = []
     for i in range(7):
@@ -61,7 +57,7 @@ def test_pairs_of_many_lengths_are_scored_as_if_alone(setting: Setting) -> None:
 @torch.inference_mode()
 def test_a_blank_image_is_grey_and_of_the_same_size(setting: Setting) -> None:
     model, processor, corpus = setting
-    blank = encode_blank(model, processor, corpus, [1, 2])
+    blank = encode_blank(model, Photos(corpus, processor.image_processor), [1, 2])
     mean = tuple(round(255 * m) for m in processor.image_processor.image_mean)
     grey = processor(images=np.full((256, 256, 3), mean, dtype=np.uint8))["pixel_values"]
     expected = model.encode_images(grey).values
@@ -71,9 +67,12 @@ def test_a_blank_image_is_grey_and_of_the_same_size(setting: Setting) -> None:
 def test_the_report_of_a_model(setting: Setting) -> None:
     model, processor, corpus = setting
     options = {"retrieval_images": 6, "captions_per_image": 2, "precision": "fp32", "show": False}
-    result = evaluate_pretraining(model, processor, corpus, **options)
+    photos = Photos(corpus, processor.image_processor)
+    result = evaluate_pretraining(model, processor, photos, **options)
     assert result["examples"] == len(corpus)
-    assert result == evaluate_pretraining(model, processor, corpus, **options)  # the same masks and mismatches again
+    assert result == evaluate_pretraining(
+        model, processor, Photos(corpus, processor.image_processor), **options
+    )  # the same masks and mismatches again
     # By hand: the score of every caption with every photo through the high-level class, in float32 and one at a time.
     groups = corpus.examples_of_images(6)
     captions = [example for examples in groups.values() for example in examples[:2]]

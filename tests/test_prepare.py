@@ -1,6 +1,5 @@
 """From raw files to a prepared data set: bad items are listed, too many refused, nothing half-done stays."""
 
-import copy
 import json
 import os
 import random
@@ -19,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_builders import encoded, karpathy_data, photo, read_lines, write_json, write_photos
+from data_builders import encoded, karpathy_data, mutate, photo, read_lines, write_json, write_photos
 from pixelbert.data.prepare import prepare
 from pixelbert.data.sources import SOURCES, Karpathy
 from pixelbert.data.sources.common import ImageRecord, Reading, Skip
@@ -331,7 +330,9 @@ def test_a_killed_process_leaves_no_data_set(tmp_path: Path, photos: Path, how: 
 
 
 def test_every_source_is_listed() -> None:
-    assert list(SOURCES) == ["karpathy", "coco-captions", "visual-genome", "folder"]
+    captions = ["flickr30k", "coco", "karpathy", "coco-captions", "visual-genome", "folder"]
+    tasks = ["visual-genome-qa", "vqa2", "vqa-csv", "nlvr2"]
+    assert set(SOURCES) == {*captions, *tasks}
 
 
 def test_restval_stays_apart_or_is_merged(tmp_path: Path, photos: Path) -> None:
@@ -344,39 +345,6 @@ def test_restval_stays_apart_or_is_merged(tmp_path: Path, photos: Path) -> None:
     merged = PreparedDataset.open(tmp_path / "merged")
     assert merged.splits == ["train", "val", "test"]
     assert merged.examples("train")[0]["image_ids"] == ["coco:1000"]
-
-
-def mutate(value: Any, draw: random.Random) -> Any:
-    """One random node of some JSON, replaced, removed or doubled."""
-    odd = [
-        None,
-        True,
-        -1,
-        0,
-        1e308,
-        10**40,
-        "",
-        "\ud800",
-        "../x",
-        "a" * 9999,
-        [],
-        {},
-        [[1]],
-        {"raw": 1},
-        "0.jpg",
-        1,
-    ]
-    if isinstance(value, dict | list) and value and draw.random() < 0.85:
-        key = draw.choice(list(value)) if isinstance(value, dict) else draw.randrange(len(value))
-        action = draw.random()
-        if action < 0.1:
-            del value[key]
-        elif action < 0.2 and isinstance(value, list):
-            value.append(copy.deepcopy(value[key]))
-        else:
-            value[key] = mutate(value[key], draw)
-        return value
-    return draw.choice(odd)
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)

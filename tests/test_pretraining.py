@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelbert.data.corpus import Corpus
+from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
 from pixelbert.data.sampler import ExampleOrder, share
 from pixelbert.data.sources.scenes import resolve_scenes
@@ -16,15 +17,9 @@ from pixelbert.errors import PixelBertError
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.modeling import IGNORE, PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
-from pixelbert.tasks.pretraining import (
-    Pretraining,
-    PretrainingBatch,
-    PretrainingData,
-    mask_tokens,
-    mismatched_example,
-    pretraining_loss,
-    sample_pixels,
-)
+from pixelbert.tasks.pretraining import Pretraining, PretrainingData, sample_pixels
+from pixelbert.tasks.sentences import mask_tokens, mismatched_example
+from pixelbert.tasks.steps import StepBatch
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +44,11 @@ def make_data(
 ) -> PretrainingData:
     options = Pretraining(**({"pixels": 3} | task))  # type: ignore[arg-type]
     order = ExampleOrder(corpus.image_of, 16, sentences_per_image=3, seed=7)
-    return PretrainingData(options, corpus, processor, order, rank, world, micro)
+    photos = Photos(corpus, processor.image_processor)
+    return PretrainingData(photos, processor, order, rank, world, micro, task=options)
 
 
-def rows(batch: PretrainingBatch) -> list[tuple]:
+def rows(batch: StepBatch) -> list[tuple]:
     """Each pair of a batch as plain values, without padding."""
     inputs = batch.inputs
     result = []
@@ -158,16 +154,16 @@ class TestBatches:
             for micro in range(data.micro_batches()):
                 batch = data.batch(3, micro)
                 assert len(batch.examples) <= 4
-                assert batch.pairs_in_step == 32
+                assert batch.in_step["rows"] == 32
                 parts += rows(batch)
         assert sorted(parts) == whole
 
     def test_losses_of_a_step_add_up(self, corpus: Corpus, processor: PixelBertProcessor) -> None:
         torch.manual_seed(0)
         model = small_model(len(processor.tokenizer))
-        whole = pretraining_loss(model, make_data(corpus, processor).batch(0, 0))
+        whole = Pretraining().loss(model, make_data(corpus, processor).batch(0, 0))
         data = make_data(corpus, processor, micro=6)
-        parts = [pretraining_loss(model, data.batch(0, micro)) for micro in range(data.micro_batches())]
+        parts = [Pretraining().loss(model, data.batch(0, micro)) for micro in range(data.micro_batches())]
         assert sum(part.loss.item() for part in parts) == pytest.approx(whole.loss.item(), abs=1e-5)
         for name in ("mlm_loss", "itm_loss", "itm_accuracy"):
             total = sum(part.parts[name].item() for part in parts)

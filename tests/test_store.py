@@ -214,3 +214,55 @@ def test_two_writers_do_not_mix(tmp_path: Path) -> None:
 def test_split_names_make_safe_file_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(PixelBertError, match="split"), DatasetWriter(tmp_path / "set", name="tiny") as writer:
         writer.add_example(name, "a", ["b"], "text")
+
+
+def write_questions(folder: Path) -> Path:
+    with DatasetWriter(folder, name="quiz", task="question-answering") as writer:
+        writer.manifest = {"answers": ["yes", "no"]}
+        writer.add_image("quiz:0", path="/x.png", width=40, height=32)
+        writer.add_example("train", "quiz:0", ["quiz:0"], "a dog?", answers=["yes", "Yes"], answer_type="yes/no")
+        writer.add_example("test", "quiz:1", ["quiz:0"], "a cat?", answers=[])
+    return folder
+
+
+def test_a_task_has_its_own_columns(tmp_path: Path) -> None:
+    data = PreparedDataset.open(write_questions(tmp_path / "quiz"))
+    assert (data.task, data.answers) == ("question-answering", ["yes", "no"])
+    assert data.examples("train")[0] == {
+        "example_id": "quiz:0",
+        "image_ids": ["quiz:0"],
+        "text": "a dog?",
+        "answers": ["yes", "Yes"],
+        "answer_type": "yes/no",
+        "question_type": None,
+    }
+    assert data.examples("test")[0]["answers"] == []
+    with DatasetWriter(tmp_path / "pairs", name="pairs", task="reasoning") as writer:
+        for image_id in ("a", "b"):
+            writer.add_image(image_id, path=f"/{image_id}.png", width=40, height=32)
+        for number, label in enumerate((True, False, None)):
+            writer.add_example("dev", f"pairs:{number}", ["a", "b"], "text", label=label)
+        with pytest.raises(TypeError, match="no column answers"):
+            writer.add_example("dev", "pairs:3", ["a", "b"], "text", answers=[])
+    pairs = PreparedDataset.open(tmp_path / "pairs")
+    assert pairs.examples("dev")["label"][:] == [True, False, None]
+    with pytest.raises(PixelBertError, match="its task is reasoning: prepare one for question answering"):
+        _ = pairs.answers
+
+
+def test_a_task_that_is_not_known_or_lacks_its_answers_is_refused(tmp_path: Path) -> None:
+    path = write_questions(tmp_path / "quiz") / "dataset.json"
+    manifest = json.loads(path.read_text())
+    for change, message in (
+        ({"task": "dancing"}, "for the task 'dancing'.*update pixelbert"),
+        ({"answers": None}, "lacks 'answers'"),
+        ({"answers": ["yes", 2]}, "lacks 'answers'"),
+    ):
+        path.write_text(json.dumps(manifest | change))
+        with pytest.raises(PixelBertError, match=message):
+            PreparedDataset.open(tmp_path / "quiz")
+    captions = write(tmp_path / "set") / "dataset.json"
+    older = json.loads(captions.read_text())
+    del older["task"]
+    captions.write_text(json.dumps(older))
+    assert PreparedDataset.open(tmp_path / "set").task == "captions"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pixelbert import PixelBertForPreTraining, PixelBertModel, PixelBertProcessor, cli
 from pixelbert.data.corpus import Corpus
-from pixelbert.data.feature_cache import build_feature_cache
+from pixelbert.data.feature_cache import View, build_feature_cache
 from pixelbert.data.processing import PixelBertImageProcessor
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.errors import PixelBertError
@@ -28,8 +28,9 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 def read_recipe(file: Path, *options: str) -> Recipe:
     parser = ArgumentParser(exit_on_error=False)
-    cli.train_parser(parser)
-    read = parser.instantiate(parser.parse_args(["--config", str(file), *options]))
+    arguments = ["--config", str(file), *options]
+    cli.train_parser(parser, arguments)
+    read = parser.instantiate(parser.parse_args(arguments))
     return Recipe(**{name: value for name, value in vars(read).items() if name != "config"})
 
 
@@ -154,7 +155,7 @@ def test_stored_features_are_those_of_the_cnn(tmp_path: Path, tiny_model: MakeMo
     processor = PixelBertImageProcessor(128, 192)
     cache = build_feature_cache(model, corpus, processor, tmp_path / "features", batch=2)
     direct = model.trunk_features([processor.to_tensor(corpus.load_image(i)) for i in (3, 0)])
-    stored = cache.get([3, 0])
+    stored = cache.get([View(3), View(0)])
     assert torch.equal(stored.grid, direct.grid)
     torch.testing.assert_close(
         stored.values.float(), direct.values, rtol=0.05, atol=0.02 * direct.values.detach().max().item()
@@ -254,13 +255,13 @@ def test_a_run_starts_from_a_checkpoint(tmp_path: Path, tiny_model: MakeModel) -
     recipe = Recipe(data=data, model=start)
     again = build_processor(recipe, corpus, tmp_path / "other")
     assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
-    after, _ = build_model(recipe, again.tokenizer)
+    after, _ = build_model(recipe, again.tokenizer, corpus)
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     assert after.pixelbert.embeddings.dropout.p == after.config.attention_probs_dropout_prob == 0.25
     assert not any(p.requires_grad for p in after.pixelbert.backbone.parameters())
     recipe.data.max_length = 25
     with pytest.raises(PixelBertError, match=r"max_length is 25; expected 3 to 24"):
-        build_model(recipe, again.tokenizer)
+        build_model(recipe, again.tokenizer, corpus)
     with pytest.raises(PixelBertError, match="holds all weights"):
         ModelRecipe(checkpoint="x", text_init="y")
 

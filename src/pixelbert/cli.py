@@ -1,15 +1,16 @@
-"""The command line, derived from typed signatures: `pixelbert prepare | train | evaluate | match | convert`."""
+"""The command line, derived from typed signatures: `pixelbert prepare | train | evaluate | score | match | convert`."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
-from transformers.utils import logging as transformers_logging
 
 from pixelbert.errors import PixelBertError
 
@@ -20,13 +21,14 @@ Pixel-BERT: one transformer over image pixels and sentences, with no object dete
   pixelbert prepare karpathy --json dataset_flickr8k.json --images Images --output prepared/flickr8k
   pixelbert train recipes/tiny.yaml --output runs/tiny
   pixelbert evaluate runs/tiny/final --data prepared/flickr8k --split val --json metrics.json
+  pixelbert score nlvr2 --data dev.json --predictions predictions.csv --json scores.json
   pixelbert match runs/tiny/final photo.jpg "a dog on a beach" "a plate of food"
 
 commands:
 """
 
 
-def prepare_parser(parser: ArgumentParser) -> None:
+def prepare_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     from pixelbert.data.prepare import prepare
     from pixelbert.data.sources import SOURCES
 
@@ -52,11 +54,30 @@ def prepare_command(args: Namespace) -> None:
     prepare(source(**of_source), **options)
 
 
-def train_parser(parser: ArgumentParser) -> None:
-    from pixelbert.train.recipe import Recipe
+def train_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    from pixelbert.train.recipe import TASKS, Recipe
 
     parser.add_argument("--config", action="config", help="the recipe; `train RECIPE.yaml` is short for it")
-    parser.add_class_arguments(Recipe)
+    parser.add_class_arguments(Recipe, skip={"task"})
+    parser.add_class_arguments(TASKS[task_kind(arguments, list(TASKS))], "task")
+
+
+def task_kind(arguments: Sequence[str], known: Sequence[str]) -> str:
+    """The task that a command line is about, which decides what its `task` section may hold: the last that is named."""
+    kind: object = known[0]
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        value = value if equals else next(iter(arguments[i + 1 : i + 2]), "")
+        if name == "--task.kind":
+            kind = value
+        elif name == "--config" and Path(value).is_file():
+            with suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser tells it better
+                recipe = yaml.safe_load(Path(value).read_text())
+                section = recipe.get("task") if isinstance(recipe, dict) else None
+                kind = section.get("kind", kind) if isinstance(section, dict) else kind
+    if kind not in known:
+        raise PixelBertError(f"task.kind is {kind!r}; expected one of {', '.join(known)}")
+    return str(kind)
 
 
 def train_command(recipe: Namespace) -> None:
@@ -66,7 +87,7 @@ def train_command(recipe: Namespace) -> None:
     train(Recipe(**{name: value for name, value in vars(recipe).items() if name != "config"}))
 
 
-def evaluate_parser(parser: ArgumentParser) -> None:
+def evaluate_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     from pixelbert.evaluate import evaluate
 
     parser.add_argument("checkpoint", type=str, help="folder of a trained model (DIR/final of a run), or a hub name")
@@ -80,7 +101,26 @@ def evaluate_command(args: Namespace) -> None:
     evaluate(**vars(args))
 
 
-def match_parser(parser: ArgumentParser) -> None:
+def scorers() -> dict[str, Callable[..., object]]:
+    from pixelbert.score import score_nlvr2, score_retrieval, score_vqa
+
+    return {"vqa": score_vqa, "nlvr2": score_nlvr2, "retrieval": score_retrieval}
+
+
+def score_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    kinds = parser.add_subcommands(dest="kind")
+    for name, score in scorers().items():
+        summary = (score.__doc__ or "").strip().splitlines()[0]
+        sub = ArgumentParser(description=summary)
+        sub.add_function_arguments(score)
+        kinds.add_subcommand(name, sub, help=summary)
+
+
+def score_command(args: Namespace) -> None:
+    scorers()[args.kind](**vars(args[args.kind]))
+
+
+def match_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_argument("checkpoint", type=str, help="folder of a trained model (DIR/final of a run)")
     parser.add_argument("photo", type=Path, help="an image file")
     parser.add_argument("sentences", type=str, nargs="+", help="one or several sentences")
@@ -98,7 +138,7 @@ def match_command(args: Namespace) -> None:
             print(f"{score:.3f}  {sentence}")
 
 
-def convert_parser(parser: ArgumentParser) -> None:
+def convert_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_argument("source", type=Path, help="Detectron's .pkl, such as X-152-32x8d-IN5k.pkl")
     parser.add_argument("output", type=Path, help=".safetensors file to write, for model.backbone_init")
 
@@ -133,10 +173,10 @@ FLAGS = {"--strict", "--embed_images", "--overwrite", "--allow_leaks"}
 
 
 class Command(NamedTuple):
-    """A command: one line of help, what adds its arguments, what runs it."""
+    """A command: one line of help, what adds its arguments (and may look at those given), what runs it."""
 
     help: str
-    arguments: Callable[[ArgumentParser], None]
+    arguments: Callable[[ArgumentParser, Sequence[str]], None]
     run: Callable[[Namespace], None]
 
 
@@ -152,6 +192,11 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "Measure a checkpoint on a prepared split, each figure beside its control.", evaluate_parser, evaluate_command
+    ),
+    "score": Command(
+        "Score any system's prediction files as the official scripts do, with no model: score vqa | nlvr2 | retrieval.",
+        score_parser,
+        score_command,
     ),
     "match": Command("Score sentences against a photo, from 0 to 1.", match_parser, match_command),
     "convert": Command(
@@ -175,14 +220,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(f"\npixelbert: there is no command {name!r}")
         return
     command = COMMANDS[name]
-    transformers_logging.disable_progress_bar()  # for a moment's work; what takes long has a bar of ours
+    if name != "score":  # which starts at once, without torch and transformers
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # for a moment's work; what takes long has a bar of ours
     if name == "train" and arguments and not arguments[0].startswith("-"):
         arguments[:1] = ["--config", shipped_recipe(arguments[0])]
     try:
         parser = ArgumentParser(prog=f"pixelbert {name}", description=command.help)
-        command.arguments(parser)
         if name != "match":  # whose sentences are anything
             arguments = normalise(arguments)
+        command.arguments(parser, arguments)
         command.run(parser.instantiate(parser.parse_args(arguments)))
     except (PixelBertError, OSError) as error:  # a disk that is full or read-only, say
         print(f"pixelbert {name}: {error}", file=sys.stderr)

@@ -1,97 +1,301 @@
-"""`pixelbert evaluate`: measure a checkpoint on a prepared split."""
+"""`pixelbert evaluate`: measure a checkpoint on a prepared split and write its predictions.
+
+What is measured follows the checkpoint's head: masked words, matching and zero-shot retrieval; answers; statements;
+retrieval over all pairs. Every evaluation but pre-training's can be stopped and goes on where it was.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json as json_module
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.table import Table
 
 from pixelbert.data.corpus import Corpus
-from pixelbert.predict.pixelbert import load_checkpoint
+from pixelbert.data.photos import Photos
+from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.errors import PixelBertError
+from pixelbert.files import write_atomically
+from pixelbert.loading import load_checkpoint, trained_on
+from pixelbert.metrics.nlvr2 import nlvr2_scores
+from pixelbert.metrics.retrieval import fold_recall
 from pixelbert.progress import console
-from pixelbert.tasks.pretraining_evaluation import Precision, evaluate_pretraining
-from pixelbert.train.checkpoint import write_atomically
+from pixelbert.tasks import predictions
+from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
+from pixelbert.tasks.question_answering import answer_questions, measure_answers
+from pixelbert.tasks.reasoning import judge_statements
+from pixelbert.tasks.retrieval import all_pairs_recall, score_all_pairs
+from pixelbert.tasks.scoring import shuffled_images
+from pixelbert.tasks.task import Precision
+
+Kind = Literal["pretraining", "question-answering", "reasoning", "retrieval"]
+KINDS: dict[str, Kind] = {  # of each network
+    "PixelBertForPreTraining": "pretraining",
+    "PixelBertForQuestionAnswering": "question-answering",
+    "PixelBertForImagesAndTextClassification": "reasoning",
+    "PixelBertForImageAndTextRetrieval": "retrieval",
+}
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation works with."""
+
+    model: Any
+    processor: PixelBertProcessor
+    photos: Photos
+    folder: Path
+    precision: Precision
+    controls: bool
+
+    @property
+    def corpus(self) -> Corpus:
+        """The examples."""
+        return self.photos.corpus
 
 
 def evaluate(
     checkpoint: str,
     data: str,
     split: str,
+    output: Path | None = None,
     json: Path | None = None,
+    task: Kind | None = None,
     examples: int | None = None,
-    retrieval_images: int = 100,
-    captions_per_image: int = 1,
+    controls: bool = True,
+    retrieval_images: int | None = None,
+    captions_per_image: int | None = None,
+    folds: int = 0,
+    allow_trained: bool = False,
     seed: int = 0,
     precision: Precision = "bf16",
     device: str | None = None,
-) -> dict[str, float | int]:
-    """Measure masked words, matching and zero-shot retrieval, each beside its control.
+) -> dict[str, Any]:
+    """Measure a checkpoint, each figure beside its control, and write its predictions.
 
     Args:
         checkpoint: folder of a trained model (DIR/final of a run), or a hub name.
         data: a prepared data set.
         split: one of its splits.
-        json: file to write the metrics to.
-        examples: sentences for masked words and matching, from the first; all if null.
-        retrieval_images: images whose captions are ranked among each other, from the first; 0 for none. All pairs are
-            scored: 1,000 images are 1,000,000 forward passes of the transformer.
-        captions_per_image: captions of each of these images, from the first; 0 for all.
-        seed: of the masks and the mismatched sentences.
+        output: folder for metrics.json and the predictions: vqa_results.json for VQA's server, nlvr2.csv for NLVR2's
+            script, scores.npy and run files of retrieval. The same command on the same folder goes on with an
+            evaluation that was stopped. If null, evaluation/DATA-SPLIT beside the checkpoint.
+        json: another file to write the metrics to.
+        task: measure as this task; "retrieval" ranks with the matching head of a pre-trained model. Null for the task
+            that the checkpoint was trained for.
+        examples: sentences that are measured, from the first; all if null.
+        controls: also answer with photos shuffled, and blank.
+        retrieval_images: images whose captions are ranked among each other, from the first. Null for all of them; for
+            100 in the zero-shot retrieval of a pre-trained checkpoint. All pairs are scored: 1,000 images and 5,000
+            captions are 5,000,000 forward passes of the transformer.
+        captions_per_image: captions of each of these images, from the first; 0 for all. Null for all; for 1 with a
+            pre-trained checkpoint.
+        folds: also the mean recall of so many equal folds of images: 5 for COCO's five folds of 1,000.
+        allow_trained: measure on a split that the checkpoint was trained on. The metrics are marked.
+        seed: of masks, mismatched sentences and shuffled photos.
         precision: bf16 (autocast; twice as fast and more) or fp32.
         device: cuda, mps or cpu; the best there is if null.
 
     Returns:
-        The metrics; see `evaluate_pretraining`.
+        The metrics.
+
+    Raises:
+        PixelBertError: the checkpoint or the data can't be read or don't fit, or the split was trained on.
     """
-    model, processor = load_checkpoint(
-        checkpoint, device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    )
-    result = evaluate_pretraining(
-        model,
-        processor,
-        Corpus([f"{data}:{split}"]),
-        examples=examples,
-        retrieval_images=retrieval_images,
-        captions_per_image=captions_per_image,
-        seed=seed,
-        precision=precision,
-    )
-    print_table(result)
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            json,
-            json_module.dumps({"checkpoint": checkpoint, "data": data, "split": split, **result}, indent=2) + "\n",
+    device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    corpus = Corpus([f"{data}:{split}"])
+    learned = was_trained_on(checkpoint, corpus)
+    if learned and not allow_trained:
+        raise PixelBertError(
+            f"{checkpoint} was trained on {learned}, so its figures there say nothing about new data; measure another "
+            "split, or say --allow_trained true to have them marked"
         )
+    model, processor, _ = load_checkpoint(checkpoint, device)
+    kind = task or KINDS[type(model).__name__]
+    if kind != KINDS[type(model).__name__] and (kind, type(model).__name__) != ("retrieval", "PixelBertForPreTraining"):
+        raise PixelBertError(f"{checkpoint} is a {type(model).__name__} and can't be measured as {kind}")
+    corpus.require(kind if kind in ("question-answering", "reasoning") else "captions")
+    folder = output or default_folder(checkpoint, corpus, split)
+    options = {"examples": examples, "seed": seed, "precision": precision}
+    if kind == "retrieval":
+        options |= {"retrieval_images": retrieval_images, "captions_per_image": captions_per_image}
+    predictions.claim(
+        folder, {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance(), **options}
+    )
+    run = Evaluation(model, processor, Photos(corpus, processor.image_processor), folder, precision, controls)
+    chosen = range(len(corpus))[:examples]
+    if kind == "pretraining":
+        result: dict[str, Any] = evaluate_pretraining(
+            model,
+            processor,
+            run.photos,
+            examples=examples,
+            retrieval_images=100 if retrieval_images is None else retrieval_images,
+            captions_per_image=1 if captions_per_image is None else captions_per_image,
+            seed=seed,
+            precision=precision,
+        )
+    elif kind == "question-answering":
+        result = evaluate_answers(run, chosen, seed)
+    elif kind == "reasoning":
+        result = evaluate_statements(run, chosen, seed)
+    else:
+        result = evaluate_retrieval(run, retrieval_images, captions_per_image or 0, folds)
+    result = {
+        "checkpoint": checkpoint,
+        "data": data,
+        "split": split,
+        "task": kind,
+        "trained_on": bool(learned),
+    } | result
+    print_table(result)
+    for file in (folder / "metrics.json", json):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json_module.dumps(result, indent=2) + "\n")
+    console.print(f"metrics and predictions are in {folder}")
     return result
 
 
-def print_table(result: dict[str, float | int]) -> None:
+def was_trained_on(checkpoint: str, corpus: Corpus) -> str:
+    """Which of the corpus's splits a checkpoint has learned from, by name or by content; empty if none."""
+    known = trained_on(checkpoint)
+    names = {(item["data"], item["split"]) for item in known}
+    files = {checksum for item in known for checksum in item["sha256"]}
+    found = [
+        f"{item['data']}:{item['split']}"
+        for item in corpus.provenance()
+        if (item["data"], item["split"]) in names or files & set(item["sha256"])
+    ]
+    return ", ".join(found)
+
+
+def default_folder(checkpoint: str, corpus: Corpus, split: str) -> Path:
+    """evaluation/DATA-SPLIT beside a checkpoint that is a folder, or here."""
+    beside = Path(checkpoint).parent if Path(checkpoint).is_dir() else Path()
+    return beside / "evaluation" / f"{corpus.datasets[0].name}-{split}"
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """What tells these weights from others."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def predict(run: Evaluation, name: str, examples: Sequence[int], predicted: Any, **options: Any) -> dict[int, Any]:
+    """Predictions of all these examples: those on disk from an earlier start, and the others, noted as they come.
+
+    Args:
+        name: of the file.
+        predicted: `answer_questions` or `judge_statements`.
+        options: for it.
+    """
+    ids = {run.corpus.example_id(e): e for e in examples}
+    with predictions.PredictionLog(run.folder / f"{name}.jsonl") as log:
+        left = [e for example_id, e in ids.items() if example_id not in log.done]
+        found: Iterable[tuple[int, Any]] = predicted(
+            run.model, run.processor, run.photos, left, precision=run.precision, description=name, **options
+        )
+        for example, prediction in found:
+            log.add(run.corpus.example_id(example), prediction)
+        return {e: log.done[example_id] for example_id, e in ids.items()}
+
+
+def evaluate_answers(run: Evaluation, chosen: Sequence[int], seed: int) -> dict[str, Any]:
+    """Accuracy beside photos shuffled and blank, and the file for VQA's evaluation server."""
+    answer = partial(predict, run, examples=chosen, predicted=answer_questions)
+    answers = answer("answers")
+    labelled = all(run.corpus.target(e, "answers") for e in chosen)
+    result: dict[str, Any] = {"examples": len(chosen)}
+    if labelled:
+        controls = {}
+        if run.controls:
+            shuffled = shuffled_images(run.corpus.images_of, chosen, seed)
+            controls["shuffled"] = answer("answers_shuffled", images_of=shuffled)
+            controls["blank"] = answer("answers_blank", blank=True)
+        result |= measure_answers(run.corpus, answers, **controls)
+    predictions.write_vqa_results(
+        run.folder / "vqa_results.json", {run.corpus.example_id(e): found for e, found in answers.items()}
+    )
+    return result
+
+
+def evaluate_statements(run: Evaluation, chosen: Sequence[int], seed: int) -> dict[str, Any]:
+    """Accuracy and consistency beside photos shuffled, and the file for NLVR2's script."""
+    judge = partial(predict, run, examples=chosen, predicted=judge_statements)
+    identifier = {e: run.corpus.example_id(e).rpartition(":")[2] for e in chosen}
+    judged = {identifier[e]: true for e, true in judge("statements").items()}
+    labels = {identifier[e]: run.corpus.target(e, "label") for e in chosen}
+    result: dict[str, Any] = {"examples": len(chosen)}
+    if all(label is not None for label in labels.values()):
+        result |= {name: value / 100 for name, value in nlvr2_scores(judged, labels).items()}
+        if run.controls:
+            images_of = shuffled_images(run.corpus.images_of, chosen, seed)
+            shuffled = judge("statements_shuffled", images_of=images_of)
+            result["accuracy_shuffled"] = float(np.mean([shuffled[e] == labels[identifier[e]] for e in chosen]))
+    predictions.write_nlvr2_predictions(run.folder / "nlvr2.csv", judged)
+    return result
+
+
+def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: int, folds: int) -> dict[str, Any]:
+    """Recall both ways over all pairs, scores.npy and a run file for each way."""
+    groups = run.corpus.examples_of_images(images)
+    captions = [e for es in groups.values() for e in (es[:captions_per_image] if captions_per_image else es)]
+    shown = list(groups)
+    scores = predictions.open_scores(run.folder / "scores.npy", len(captions), len(shown))
+    score_all_pairs(run.model, run.processor, run.photos, captions, shown, scores, precision=run.precision)
+    result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions)}
+    result |= all_pairs_recall(run.corpus, captions, shown, scores)
+    if folds:
+        column = {image: i for i, image in enumerate(shown)}
+        owner = np.array([column[int(run.corpus.image_of[e])] for e in captions])
+        result |= {f"{name}_{folds}_folds": value for name, value in fold_recall(scores.T, owner, folds).items()}
+    caption_ids, image_ids = [run.corpus.example_id(e) for e in captions], [run.corpus.image_id(i) for i in shown]
+    predictions.write_run(run.folder / "text_to_image.run", scores, caption_ids, image_ids)
+    predictions.write_run(run.folder / "image_to_text.run", scores.T, image_ids, caption_ids)
+    return result
+
+
+def print_table(result: dict[str, Any]) -> None:
     """The metrics for people, with what chance or the control gets."""
     table = Table("metric", "value", "control", "control is")
-    table.add_row(
-        "ITM accuracy",
-        f"{result['itm_accuracy']:.3f}",
-        f"{result['itm_accuracy_blank']:.3f}",
-        "blank photos (chance 0.5)",
-    )
+
+    def row(name: str, key: str, control: str = "", meaning: str = "") -> None:
+        if key in result:
+            table.add_row(name, f"{result[key]:.3f}", control, meaning)
+
+    def figures(*keys: str) -> str:
+        return " / ".join(f"{result[key]:.3f}" for key in keys if key in result)
+
+    row("ITM accuracy", "itm_accuracy", figures("itm_accuracy_blank"), "blank photos (chance 0.5)")
     for name in ("mlm_loss", "mlm_accuracy"):
-        control = f"{result[f'{name}_other_photo']:.3f} / {result[f'{name}_blank']:.3f}"
-        table.add_row(
+        row(
             name.replace("_", " ").replace("mlm", "MLM"),
-            f"{result[name]:.3f}",
-            control,
+            name,
+            figures(f"{name}_other_photo", f"{name}_blank"),
             "another photo / a blank one",
         )
+    row("accuracy", "accuracy", figures("accuracy_shuffled", "accuracy_blank"), "photos shuffled / blank")
+    row("consistency", "consistency")
+    for key in result:
+        if key.startswith("accuracy_") and key not in ("accuracy_shuffled", "accuracy_blank"):
+            row(key.replace("_", " "), key)
     for way, items in (("text_to_image", "retrieval_images"), ("image_to_text", "retrieval_captions")):
         for k in (1, 5, 10):
             if f"{way}_r{k}" in result:
-                table.add_row(
-                    f"{way.replace('_', ' ')} R@{k}",
-                    f"{result[f'{way}_r{k}']:.3f}",
-                    f"{min(k / result[items], 1):.3f}",
-                    f"chance among {result[items]}",
-                )
+                chance = f"{min(k / result['retrieval_images'], 1):.3f}"
+                meaning = f"chance among {result[items]:,}"
+                row(f"{way.replace('_', ' ')} R@{k}", f"{way}_r{k}", chance, meaning)
+    for key in result:
+        if key.endswith("_folds"):
+            row(key.replace("_", " "), key)
     console.print(table)

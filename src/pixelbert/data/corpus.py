@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -20,7 +21,7 @@ class Corpus:
         sources: folders that `pixelbert prepare` wrote, each with its splits: `["DIR:train", "DIR2:train,restval"]`.
 
     Attributes:
-        image_of: (N,) the image number of each example.
+        images_of: (N, n) the images of each example: one, or two for reasoning over two photos.
         sizes: (I, 2) width and height of each image on disk.
         datasets: the data set of each source; images are numbered through them in this order.
     """
@@ -32,7 +33,8 @@ class Corpus:
         self.datasets: list[PreparedDataset] = []
         self._texts: list[pa.ChunkedArray] = []  # memory-mapped, one a (data set, split)
         self._ids: list[pa.ChunkedArray] = []
-        starts, image_of, sizes = [0], [], []
+        self._splits: list[tuple[PreparedDataset, str]] = []  # one a (data set, split), as texts and ids
+        starts, images_of, sizes = [0], [], []
         self._image_starts = [0]
         for source in sources:
             folder, splits = split_source(source)
@@ -40,8 +42,9 @@ class Corpus:
             offset = self._image_starts[-1]
             for split in splits:
                 examples = data.examples(split)
-                images = [ids[0] for ids in examples["image_ids"]]
-                image_of.append(np.array([data.image_row[i] for i in images], dtype=np.int64) + offset)
+                rows = [[data.image_row[i] for i in ids] for ids in examples["image_ids"]]
+                images_of.append(np.array(rows, dtype=np.int64).reshape(len(rows), -1) + offset)
+                self._splits.append((data, split))
                 self._texts.append(examples.data.column("text"))
                 self._ids.append(examples.data.column("example_id"))
                 starts.append(starts[-1] + len(examples))
@@ -49,13 +52,62 @@ class Corpus:
             sizes.append(np.asarray(data.sizes))
             self._image_starts.append(offset + len(data.sizes))
         self._starts = np.array(starts)
-        self.image_of = np.concatenate(image_of)
+        if len({data.task for data in self.datasets}) > 1:
+            kinds = ", ".join(f"{data.folder} {data.task}" for data in self.datasets)
+            raise PixelBertError(f"data of different kinds can't be learned from together: {kinds}")
+        images_of = [rows for rows in images_of if len(rows)]
+        self.images_of = np.concatenate(images_of) if images_of else np.zeros((0, 1), dtype=np.int64)
         self.sizes = np.concatenate(sizes)
-        if not len(self.image_of):
+        if not len(self):
             raise PixelBertError(f"{', '.join(sources)}: no examples")
 
     def __len__(self) -> int:
-        return len(self.image_of)
+        return len(self.images_of)
+
+    @property
+    def image_of(self) -> np.ndarray:
+        """(N,) the first image of each example."""
+        return self.images_of[:, 0]
+
+    @property
+    def task(self) -> str:
+        """What the examples are for: "captions", "question-answering" or "reasoning"."""
+        return self.datasets[0].task
+
+    def require(self, task: str) -> None:
+        """Check that the examples are for this task.
+
+        Raises:
+            PixelBertError: they are for another; says which.
+        """
+        if self.task != task:
+            raise PixelBertError(f"{', '.join(self.sources)}: holds {self.task}, where {task} is needed")
+
+    @property
+    def answers(self) -> list[str]:
+        """The answer vocabulary of question answering: that of the first data set."""
+        return self.datasets[0].answers
+
+    def target(self, example: int, column: str) -> Any:
+        """What the task asks of an example: its `answers`, its `label`, ... (see `store.py`)."""
+        part, row = self._locate(example)
+        data, split = self._splits[part]
+        return data.examples(split).data.column(column)[row].as_py()
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """Each split's data set, name and files' checksums: what a checkpoint remembers of its training."""
+        return [
+            {
+                "data": data.name,
+                "split": split,
+                "sha256": [
+                    facts["sha256"]
+                    for name, facts in sorted(data.manifest["files"].items())
+                    if name.rsplit("-", 1)[0] == split
+                ],
+            }
+            for data, split in self._splits
+        ]
 
     def _locate(self, example: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._starts, example, side="right")) - 1
@@ -70,6 +122,12 @@ class Corpus:
         """The name of an example on disk."""
         part, row = self._locate(example)
         return self._ids[part][row].as_py()
+
+    def image_id(self, image: int) -> str:
+        """The name of an image on disk."""
+        part = int(np.searchsorted(self._image_starts, image, side="right")) - 1
+        row = int(image - self._image_starts[part])
+        return self.datasets[part].images.data.column("image_id")[row].as_py()
 
     def same_split(self, example: int) -> range:
         """The examples of the data set and split that an example is of."""

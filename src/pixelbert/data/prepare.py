@@ -7,7 +7,6 @@ import json
 import os
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -15,15 +14,30 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+import pyarrow as pa
+
 from pixelbert.data.images import ImageError, MissingImageError, check_image
-from pixelbert.data.sources.common import ImageRecord, Sentence, Skip, Source, Where, short, unsafe_path
-from pixelbert.data.store import SKIPPED, is_split_name
+from pixelbert.data.sources.answers import Coverage
+from pixelbert.data.sources.common import (
+    ImageFile,
+    ImageRecord,
+    Reading,
+    Sentence,
+    Skip,
+    Source,
+    Where,
+    short,
+    unsafe_path,
+)
+from pixelbert.data.store import CAPTIONS, QUESTION_ANSWERING, SKIPPED, TARGETS, is_split_name
+from pixelbert.data.table1 import beside_table1
 from pixelbert.data.writer import DatasetWriter, check_output, file_sha256
 from pixelbert.errors import PixelBertError
 from pixelbert.progress import track
 
 MAX_WORDS = 300  # the network reads 512 tokens at most; a longer "sentence" is a page that slipped in
 MAX_CHARACTERS = 5000
+PART_OF = {"test_dev": "test"}  # VQA v2 tests on some of the test questions first: the same images, the same ids
 
 
 @dataclass
@@ -37,18 +51,23 @@ class Summary:
         seen: how many images and sentences the source had.
         skipped: bad items by problem.
         left_out: sound items that were left out on purpose, by reason.
+        task: what the examples are for.
+        notes: what else a reader should know: the answers, the counts beside the paper's.
     """
 
     output: Path
     name: str
+    task: str = CAPTIONS
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         rows = [(split, f"{n['images']:,}", f"{n['examples']:,}") for split, n in self.splits.items()]
-        rows = [("split", "images", "sentences"), *rows]
+        texts = "questions" if self.task == QUESTION_ANSWERING else "sentences"
+        rows = [("split", "images", texts), *rows]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [f"{self.name} -> {self.output}"]
         lines += [f"  {a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
@@ -56,6 +75,7 @@ class Summary:
             lines += [f"  {title}: {number:,} x {reason}" for reason, number in sorted(counts.items())]
         if self.skipped or self.left_out:
             lines.append(f"  each is listed in {self.output / SKIPPED}")
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -98,10 +118,9 @@ def prepare(
     if not folder.is_dir():
         raise PixelBertError(f"{folder} is not a folder: --images names the one that holds the photos")
     reading = source.read()
-    with DatasetWriter(output, name=reading.name, overwrite=overwrite) as writer:
-        run = _Run(writer, folder, Summary(output, reading.name), strict, embed_images)
-        records = track(reading.records, f"Preparing {reading.name}", reading.total)
-        run.take(records, limit)
+    with DatasetWriter(output, name=reading.name, task=reading.task, overwrite=overwrite) as writer:
+        run = _Run(writer, folder, Summary(output, reading.name, reading.task), strict, embed_images)
+        run.take(reading, limit)
         run.summary.splits = writer.counts["splits"]
         run.judge(max_bad, report)
         options = {key: _plain(value) for key, value in asdict(cast(Any, source)).items()}
@@ -116,6 +135,10 @@ def prepare(
             "left_out": dict(sorted(run.summary.left_out.items())),
             "pixelbert": _version(),
         }
+        if run.coverage is not None:
+            writer.manifest |= {"answers": run.coverage.answers, "annotated": run.coverage.counts}
+            run.summary.notes.append(str(run.coverage))
+        run.summary.notes += beside_table1(reading.name, run.summary.splits)
     report.unlink(missing_ok=True)  # what an earlier attempt had left there
     print(run.summary)
     return run.summary
@@ -124,6 +147,8 @@ def prepare(
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
@@ -138,86 +163,101 @@ class _Run:
         self.missing = 0
         self.images: dict[str, tuple[str, str]] = {}  # image id -> path, split
         self.owner: dict[str, str] = {}  # path -> image id
-        self.sentences: set[str] = set()
+        self.sentences: set[tuple[str, str]] = set()  # id, and the split if it is a part of another
+        self.coverage: Coverage | None = None
 
-    def take(self, records: Iterator[ImageRecord | Skip], limit: int | None) -> None:
+    def take(self, reading: Reading, limit: int | None) -> None:
         """Handles the records in order while a few images ahead are being decoded."""
+        self.coverage = None if reading.answers is None else Coverage(reading.answers)
         workers = min(8, os.cpu_count() or 1)
         with ThreadPoolExecutor(workers) as pool:
-            waiting: deque[tuple[ImageRecord | Skip, Future[_Photo] | None]] = deque()
+            waiting: deque[tuple[ImageRecord | Skip, list[_Photo]]] = deque()
             try:
-                for record in records:
-                    waiting.append((record, self._submit(pool, record)))
+                for record in track(reading.records, f"Preparing {reading.name}", reading.total):
+                    files = () if isinstance(record, Skip) else record.images
+                    waiting.append((record, [(image, self._submit(pool, image)) for image in files]))
                     if len(waiting) >= 4 * workers:
                         self._handle(*waiting.popleft())
                     if limit is not None and len(self.images) >= limit:
-                        return
+                        break
                 while waiting and (limit is None or len(self.images) < limit):
                     self._handle(*waiting.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
+        self.summary.left_out.update(reading.left_out)
 
-    def _submit(self, pool: ThreadPoolExecutor, record: ImageRecord | Skip) -> "Future[_Photo] | None":
-        if isinstance(record, Skip) or unsafe_path(record.path):
+    def _submit(self, pool: ThreadPoolExecutor, image: ImageFile) -> "Future[_Facts] | None":
+        if unsafe_path(image.path):
             return None
-        return pool.submit(_photo, self.folder / record.path, self.embed_images)
+        return pool.submit(_facts, self.folder / image.path, self.embed_images)
 
-    def _handle(self, record: ImageRecord | Skip, photo: "Future[_Photo] | None") -> None:
+    def _handle(self, record: ImageRecord | Skip, photos: "list[_Photo]") -> None:
         if isinstance(record, Skip):
             self.summary.seen[record.item] += 1
             self.skip(record)
             return
-        self.summary.seen["image"] += 1
+        self.summary.seen["image"] += len(record.images)
         self.summary.seen["sentence"] += len(record.sentences)
-        problem = self._image_problem(record, photo)
-        if problem:
-            self.skip(Skip("image", *problem, record.where), record.image_id, record.path)
-            lost = len(record.sentences)
-            if lost:
-                self.summary.left_out["sentence of a bad image"] += lost
+        problems = [self._image_problem(record, image, facts) for image, facts in photos]
+        if any(problems):
+            self._leave_out(record, problems)
             return
-        sentences = [found for found in map(self._good, record.sentences) if found is not None]
-        known = record.image_id in self.images
-        if not sentences and not known:
-            self.skip(
-                Skip("image", "image without a sentence", "no sentence is left for it", record.where, bad=False),
-                record.image_id,
-                record.path,
-            )
+        sentences = [(found, text) for found in record.sentences if (text := self._text(found, record.split))]
+        new = [(image, facts) for image, facts in photos if image.image_id not in self.images]
+        if not sentences and new:
+            for image, _ in new:
+                nothing = "no sentence is left for it"
+                self.skip(Skip("image", "image without a sentence", nothing, record.where, bad=False), *image)
             return
-        if not known:
-            assert photo is not None
-            width, height, data = photo.result()
-            path = record.path if self.embed_images else str(self.folder / record.path)
-            self.writer.add_image(record.image_id, path=path, data=data, width=width, height=height)
-            file = str(PurePosixPath(record.path))
-            self.images[record.image_id] = (file, record.split)
-            self.owner[file] = record.image_id
-        for sentence_id, text in sentences:
-            self.writer.add_example(record.split, sentence_id, [record.image_id], text)
+        for image, facts in new:
+            assert facts is not None
+            width, height, data = facts.result()
+            path = image.path if self.embed_images else str(self.folder / image.path)
+            self.writer.add_image(image.image_id, path=path, data=data, width=width, height=height)
+            file = str(PurePosixPath(image.path))
+            self.images[image.image_id] = (file, record.split)
+            self.owner[file] = image.image_id
+        image_ids = [image.image_id for image in record.images]
+        for sentence, text in sentences:
+            self.writer.add_example(record.split, sentence.sentence_id, image_ids, text, **sentence.targets)
+            if self.coverage is not None:
+                self.coverage.add(record.split, sentence.targets["answers"])
 
-    def _image_problem(self, record: ImageRecord, photo: "Future[_Photo] | None") -> tuple[str, str] | None:
+    def _leave_out(self, record: ImageRecord, problems: list[tuple[str, str] | None]) -> None:
+        """Notes a record of which at least one image cannot be used."""
+        for image, problem in zip(record.images, problems, strict=True):
+            if problem:
+                self.skip(Skip("image", *problem, record.where), *image)
+            elif image.image_id not in self.images:
+                self.summary.left_out["image that belongs to a bad one"] += 1
+        lost = len(record.sentences)
+        if lost:
+            self.summary.left_out["sentence of a bad image"] += lost
+
+    def _image_problem(
+        self, record: ImageRecord, image: ImageFile, facts: "Future[_Facts] | None"
+    ) -> tuple[str, str] | None:
         """The problem and the full reason why an image cannot be used; None if it can."""
         if not is_split_name(record.split):
             reason = f"the split is {short(record.split)}: use letters, digits and underscores, and not 'images'"
             return "bad split name", reason
-        reason = unsafe_path(record.path) or ""
-        if photo is None:
+        reason = unsafe_path(image.path) or ""
+        if facts is None:
             return "path outside the image folder", reason
-        file = str(PurePosixPath(record.path))  # a/b.jpg for ./a//b.jpg
-        path, split = self.images.get(record.image_id, (file, record.split))
+        file = str(PurePosixPath(image.path))  # a/b.jpg for ./a//b.jpg
+        path, split = self.images.get(image.image_id, (file, record.split))
         if path != file:
-            return "duplicate image id", f"the id {record.image_id} already belongs to {path}"
-        if split != record.split:
+            return "duplicate image id", f"the id {image.image_id} already belongs to {path}"
+        if PART_OF.get(split, split) != PART_OF.get(record.split, record.split):
             return (
                 "image in two splits",
                 f"the image is in {split!r} already and may not be in {record.split!r} too",
             )
-        owner = self.owner.get(file, record.image_id)
-        if owner != record.image_id:
-            return "duplicate image file", f"the file {record.path} already belongs to image {owner}"
+        owner = self.owner.get(file, image.image_id)
+        if owner != image.image_id:
+            return "duplicate image file", f"the file {image.path} already belongs to image {owner}"
         try:
-            photo.result()
+            facts.result()
         except MissingImageError as error:
             self.missing += 1
             return "missing image file", str(error)
@@ -225,16 +265,17 @@ class _Run:
             return "unusable image", str(error)
         return None
 
-    def _good(self, sentence: Sentence) -> tuple[str, str] | None:
-        """A sentence's id and its text on one line; None, and noted, if it cannot be used."""
-        problem = sentence_problem(sentence.text)
-        if problem is None and sentence.sentence_id in self.sentences:
+    def _text(self, sentence: Sentence, split: str) -> str:
+        """A sentence's text on one line; nothing, and noted, if the sentence cannot be used."""
+        key = (sentence.sentence_id, split if split in PART_OF else "")
+        problem = sentence_problem(sentence.text) or targets_problem(self.summary.task, sentence.targets)
+        if problem is None and key in self.sentences:
             problem = ("duplicate sentence id", f"the id {sentence.sentence_id} was there before")
         if problem:
             self.skip(Skip("sentence", *problem, sentence.where), sentence.sentence_id)
-            return None
-        self.sentences.add(sentence.sentence_id)
-        return sentence.sentence_id, " ".join(sentence.text.split())
+            return ""
+        self.sentences.add(key)
+        return " ".join(sentence.text.split())
 
     def skip(self, skip: Skip, key: str | None = None, path: str | None = None) -> None:
         """Notes an item that is left out; under `strict` the first bad one ends it all."""
@@ -274,10 +315,11 @@ class _Run:
         raise PixelBertError(f"{complaint}. Nothing was written. All are listed in {report}; the first:\n{first}")
 
 
-_Photo = tuple[int, int, bytes | None]  # width, height, bytes if they are to be embedded
+_Facts = tuple[int, int, bytes | None]  # width, height, bytes if they are to be embedded
+_Photo = tuple[ImageFile, Future[_Facts] | None]
 
 
-def _photo(path: Path, embed: bool) -> _Photo:
+def _facts(path: Path, embed: bool) -> _Facts:
     data = None
     if embed:
         with suppress(OSError, ValueError):  # check_image tells it better
@@ -296,6 +338,35 @@ def sentence_problem(text: object) -> tuple[str, str] | None:
     if words > MAX_WORDS or len(text) > MAX_CHARACTERS:
         limit = f"{MAX_WORDS} words and {MAX_CHARACTERS:,} characters are allowed"
         return "sentence too long", f"{words:,} words, {len(text):,} characters, where {limit}"
+    return _character_problem(text)
+
+
+def targets_problem(task: str, targets: dict[str, Any]) -> tuple[str, str] | None:
+    """The problem and the full reason why a task's columns cannot be written; None if they can."""
+    for column in TARGETS[task]:
+        value = targets.get(column.name)
+        if value is None and column.nullable:
+            continue
+        if not _fits(value, column.type):
+            return f"malformed {column.name}", f"{column.name!r} is {short(value)}, not {column.type}"
+        for text in value if isinstance(value, list | tuple) else [value]:
+            problem = _character_problem(text) if isinstance(text, str) else None
+            if problem:
+                return f"{problem[0]} in {column.name}", problem[1]
+    return None
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind):
+        return isinstance(value, list | tuple) and all(_fits(item, kind.value_type) for item in value)
+    if pa.types.is_boolean(kind):
+        return isinstance(value, bool)
+    return isinstance(value, str) and len(value) <= MAX_CHARACTERS
+
+
+def _character_problem(text: str) -> tuple[str, str] | None:
+    if text.isprintable():  # quick, and true of nearly all
+        return None
     for place, character in enumerate(text):
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
             return "control character", f"U+{ord(character):04X} at character {place + 1} of {short(text)}"

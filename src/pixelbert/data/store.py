@@ -1,9 +1,17 @@
 """A prepared data set on disk, and reading it through Hugging Face `datasets`.
 
     DIR/images-00000.parquet    image_id, path or bytes, width, height (upright, in pixels)
-    DIR/{split}-00000.parquet   example_id, image_ids, text
-    DIR/dataset.json            name, task, version, counts, sources, options, each file's size and checksum
+    DIR/{split}-00000.parquet   example_id, image_ids, text, and the columns of the task
+    DIR/dataset.json            name, task, version, counts, sources, options, each file's size and checksum;
+                                for question answering also `answers`, the answers that a model chooses from
     DIR/skipped.jsonl           one JSON object for every item that was left out
+
+The task says what an example's sentence is, and which columns it has beside the first three:
+
+    captions             a sentence about its image
+    question-answering   a question; answers (the annotators' own words, in order; none where they are not known),
+                         answer_type and question_type (null where they are not known)
+    reasoning            a statement about its images, left then right; label (null where it is hidden)
 
 An image stands once, however many sentences refer to it. `writer.py` writes this form.
 """
@@ -39,13 +47,27 @@ IMAGE_SCHEMA = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
     ]
 )
-EXAMPLE_SCHEMA = pa.schema(
-    [
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("image_ids", pa.list_(pa.string()), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-    ]
-)
+CAPTIONS, QUESTION_ANSWERING, REASONING = "captions", "question-answering", "reasoning"
+TARGETS: dict[str, list[pa.Field]] = {
+    CAPTIONS: [],
+    QUESTION_ANSWERING: [
+        pa.field("answers", pa.list_(pa.string()), nullable=False),
+        pa.field("answer_type", pa.string()),
+        pa.field("question_type", pa.string()),
+    ],
+    REASONING: [pa.field("label", pa.bool_())],
+}
+EXAMPLE_SCHEMAS: dict[str, pa.Schema] = {
+    task: pa.schema(
+        [
+            pa.field("example_id", pa.string(), nullable=False),
+            pa.field("image_ids", pa.list_(pa.string()), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            *targets,
+        ]
+    )
+    for task, targets in TARGETS.items()
+}
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
 
@@ -99,6 +121,25 @@ class PreparedDataset:
         return str(self.manifest["name"])
 
     @property
+    def task(self) -> str:
+        """What its examples are for: "captions", "question-answering" or "reasoning"."""
+        return str(self.manifest["task"])
+
+    @property
+    def answers(self) -> list[str]:
+        """The answers that a model chooses from, normalised; an answer's place is its class (paper 4.2).
+
+        Raises:
+            PixelBertError: the data set is not for question answering.
+        """
+        if self.task != QUESTION_ANSWERING:
+            raise PixelBertError(
+                f"{self.folder} has no answers, for its task is {self.task}: prepare one for question answering "
+                "with `pixelbert prepare vqa2` or `vqa-csv`"
+            )
+        return list(self.manifest["answers"])
+
+    @property
     def splits(self) -> list[str]:
         """The names of the splits."""
         return list(self.manifest["counts"]["splits"])
@@ -121,7 +162,7 @@ class PreparedDataset:
         return [facts["sha256"] for name, facts in files if name.startswith(f"{IMAGES}-")]
 
     def examples(self, split: str) -> datasets.Dataset:
-        """The examples of one split; columns example_id, image_ids, text.
+        """The examples of one split; columns example_id, image_ids, text and those of the task.
 
         Raises:
             PixelBertError: there is no such split; the message names those that there are.
@@ -129,7 +170,7 @@ class PreparedDataset:
         if split not in self.splits:
             raise PixelBertError(f"{self.folder} has no split {split!r}: it has {', '.join(self.splits) or 'none'}")
         if split not in self._examples:
-            self._examples[split] = self._table(split, EXAMPLE_SCHEMA)
+            self._examples[split] = self._table(split, EXAMPLE_SCHEMAS[self.task])
         return self._examples[split]
 
     def load_image(self, row: int) -> Image.Image:
@@ -187,6 +228,16 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
     for key, kind in (("name", str), ("counts", dict), ("files", dict)):
         if not isinstance(manifest.get(key), kind):
             raise PixelBertError(f"{folder / MANIFEST} lacks {key!r}, or it is of another type: {again}")
+    manifest.setdefault("task", CAPTIONS)
+    if manifest["task"] not in EXAMPLE_SCHEMAS:
+        raise PixelBertError(
+            f"{folder} is for the task {manifest['task']!r}, and this pixelbert knows {', '.join(EXAMPLE_SCHEMAS)}: "
+            f"update pixelbert, or {again} with this one"
+        )
+    if manifest["task"] == QUESTION_ANSWERING:
+        answers = manifest.get("answers")
+        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+            raise PixelBertError(f"{folder / MANIFEST} lacks 'answers', the list that a model chooses from: {again}")
     for file, facts in manifest["files"].items():
         path = folder / file
         if not path.is_file():

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixelbert.data.store import (
-    EXAMPLE_SCHEMA,
+    CAPTIONS,
+    EXAMPLE_SCHEMAS,
     IMAGE_SCHEMA,
     IMAGES,
     MANIFEST,
@@ -29,7 +30,7 @@ from pixelbert.data.store import (
 from pixelbert.errors import PixelBertError
 
 _OUR_FILES = re.compile(r"[A-Za-z0-9_]+-\d{5}\.parquet|dataset\.json|skipped\.jsonl")
-_SPLIT_ORDER = ("train", "restval", "val", "test")
+_SPLIT_ORDER = ("train", "restval", "val", "dev", "test", "test_dev", "test1", "test2")
 
 
 class _Table:
@@ -88,14 +89,14 @@ class DatasetWriter:
     Args:
         output: the folder to make. It may be empty; it may be a prepared data set if `overwrite`.
         name: the data set's name, such as "coco".
-        task: what its examples are for.
+        task: what its examples are for, a key of `store.EXAMPLE_SCHEMAS`.
         overwrite: replace a prepared data set that is there already. Nothing else is ever replaced.
 
     Raises:
         PixelBertError: on entry, when the output is taken or cannot be written.
     """
 
-    def __init__(self, output: Path, *, name: str, task: str = "captions", overwrite: bool = False) -> None:
+    def __init__(self, output: Path, *, name: str, task: str = CAPTIONS, overwrite: bool = False) -> None:
         self.output = Path(output).resolve()
         self.name, self.task, self.overwrite = name, task, overwrite
         self.manifest: dict[str, Any] = {}  # further entries for dataset.json, to be filled in before leaving
@@ -129,14 +130,18 @@ class DatasetWriter:
         row = {"image_id": image_id, "path": path, "bytes": data, "width": width, "height": height}
         self._images.add(row, len(data or b""))
 
-    def add_example(self, split: str, example_id: str, image_ids: list[str], text: str) -> None:
-        """Adds one example; its images must have been added, or will be."""
+    def add_example(self, split: str, example_id: str, image_ids: list[str], text: str, **targets: Any) -> None:
+        """Adds one example; its images must have been added, or will be. `targets` are the task's columns."""
         if not is_split_name(split):
             raise PixelBertError(f"a split cannot be called {split!r}: use letters, digits and underscores")
         if split not in self._splits:
-            self._splits[split] = _Table(self._folder, split, EXAMPLE_SCHEMA)
+            self._splits[split] = _Table(self._folder, split, EXAMPLE_SCHEMAS[self.task])
             self._images_of[split] = set()
-        self._splits[split].add({"example_id": example_id, "image_ids": image_ids, "text": text}, len(text))
+        row = {"example_id": example_id, "image_ids": image_ids, "text": text} | targets
+        foreign = row.keys() - set(EXAMPLE_SCHEMAS[self.task].names)
+        if foreign:
+            raise TypeError(f"examples for {self.task} have no column {', '.join(sorted(foreign))}")
+        self._splits[split].add(row, len(text))
         self._images_of[split].update(image_ids)
 
     def add_skipped(self, item: dict[str, Any]) -> None:
@@ -145,7 +150,7 @@ class DatasetWriter:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """Images in all; images and examples of each split: train, restval, val, test, then others."""
+        """Images in all; images and examples of each split: train, restval, val, test and so on, then others."""
         rank = {name: place for place, name in enumerate(_SPLIT_ORDER)}
         names = sorted(self._splits, key=lambda name: (rank.get(name, len(rank)), name))
         splits = {n: {"images": len(self._images_of[n]), "examples": self._splits[n].rows} for n in names}

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from pixelbert.data.corpus import Corpus
+from pixelbert.data.photos import Photos
 from pixelbert.data.sources.scenes import Scene, Thing, make_scene
 from pixelbert.predict import PixelBert
 from pixelbert.progress import track
@@ -58,7 +59,12 @@ class Results:
 def measure(model: PixelBert, scenes: Corpus, photos: Corpus) -> Results:
     """Matching, masked words and retrieval on held-out scenes and sentences, and attention against known masks."""
     scored = [
-        evaluate_pretraining(model.model, model.processor, corpus, retrieval_images=CANDIDATES)
+        evaluate_pretraining(
+            model.model,
+            model.processor,
+            Photos(corpus, model.processor.image_processor),
+            retrieval_images=CANDIDATES,
+        )
         for corpus in (scenes, photos)
     ]
     held_out = [make_scene(FIRST_HELD_OUT + i) for i in range(len(scenes.sizes))]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+BLOCK = 1 << 22  # scores in memory at once
 
 
 def recall_at_k(scores: np.ndarray, caption_image: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
@@ -14,28 +16,83 @@ def recall_at_k(scores: np.ndarray, caption_image: np.ndarray, ks: Sequence[int]
     with a score at least as high, so ties are broken against the model and a constant score gets chance, not 1.
 
     Args:
-        scores: (images, captions), higher is better.
+        scores: (images, captions), higher is better. It is read a block at a time, so it may be mapped from disk.
         caption_image: (captions,) the row of each caption's own image; every image has at least one caption.
 
     Returns:
         text_to_image_r1, ..., image_to_text_r1, ... in [0, 1].
+
+    Raises:
+        ValueError: shapes that do not fit, NaN, an image without captions.
     """
-    if scores.ndim != 2 or scores.shape[1] != len(caption_image):
-        raise ValueError(f"scores {scores.shape} and {len(caption_image)} captions: expected (images, captions)")
-    if np.isnan(scores).any():
-        raise ValueError("scores contain NaN, which has no place in a ranking")
-    captions = np.arange(scores.shape[1])
-    own = np.zeros(scores.shape, dtype=bool)
-    own[caption_image, captions] = True
-    if not own.any(axis=1).all():
-        raise ValueError("an image without captions can't be retrieved by any; leave it out")
-    text_rank = places(scores.T, own.T)
-    image_rank = places(scores, own)
+    check(scores, caption_image)
+    own = np.asarray(scores[caption_image, np.arange(scores.shape[1])])  # (captions,) of each with its own image
+    refuse_nan(own)
+    best = np.full(scores.shape[0], own.min(), dtype=own.dtype)  # (images,) of each with its best own caption
+    np.maximum.at(best, caption_image, own)
+
+    # How many items score at least as high as the right one, and then without the right ones themselves: every caption
+    # has one right image, and an image has as many as share its best score.
+    text_rank = np.full(scores.shape[1], -1)
+    image_rank = -np.bincount(caption_image[own == best[caption_image]], minlength=scores.shape[0])
+    for images, captions in blocks(scores):
+        block = scores[images, captions]
+        refuse_nan(block)
+        text_rank[captions] += (block >= own[captions]).sum(axis=0)
+        image_rank[images] += (block >= best[images, None]).sum(axis=1)
     recall = {f"text_to_image_r{k}": float((text_rank < k).mean()) for k in ks}
     return recall | {f"image_to_text_r{k}": float((image_rank < k).mean()) for k in ks}
 
 
-def places(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(queries,) the place, from 0, of each query's best right item; `scores` and `right` are (queries, items)."""
-    best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-    return ((scores >= best) & ~right).sum(axis=1)
+def fold_recall(
+    scores: np.ndarray, caption_image: np.ndarray, folds: int = 5, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """The mean of the recalls within equal folds: COCO's "1K test" is five folds of its 5,000 test images.
+
+    The images are cut into folds in their order, and each takes its own captions along.
+
+    Args:
+        scores: (images, captions), as in `recall_at_k`.
+        caption_image: (captions,) the row of each caption's own image.
+        folds: how many; the images must divide into them.
+
+    Returns:
+        As `recall_at_k`.
+
+    Raises:
+        ValueError: as `recall_at_k`, or the images do not divide.
+    """
+    check(scores, caption_image)
+    if folds < 1 or scores.shape[0] % folds:
+        raise ValueError(f"{scores.shape[0]} images do not divide into {folds} equal folds")
+    size = scores.shape[0] // folds
+    results = []
+    for start in range(0, scores.shape[0], size):
+        captions = np.flatnonzero((caption_image >= start) & (caption_image < start + size))
+        results.append(recall_at_k(scores[start : start + size, captions], caption_image[captions] - start, ks))
+    return {name: sum(result[name] for result in results) / folds for name in results[0]}
+
+
+def check(scores: np.ndarray, caption_image: np.ndarray) -> None:
+    if scores.ndim != 2 or scores.shape[1] != len(caption_image) or not scores.size:
+        raise ValueError(f"scores {scores.shape} and {len(caption_image)} captions: expected (images, captions)")
+    if caption_image.min() < 0 or caption_image.max() >= scores.shape[0]:
+        raise ValueError(f"a caption's image is not one of the {scores.shape[0]} rows")
+    if len(np.unique(caption_image)) < scores.shape[0]:
+        raise ValueError("an image without captions can't be retrieved by any; leave it out")
+
+
+def refuse_nan(scores: np.ndarray) -> None:
+    if np.isnan(scores).any():
+        raise ValueError("scores contain NaN, which has no place in a ranking")
+
+
+def blocks(scores: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Rectangles that cover the matrix, each in one piece of memory or file where the matrix is."""
+    images, captions = scores.shape
+    if scores.strides[0] >= scores.strides[1]:
+        step = max(1, BLOCK // captions)
+        yield from ((slice(i, i + step), slice(None)) for i in range(0, images, step))
+    else:
+        step = max(1, BLOCK // images)
+        yield from ((slice(None), slice(c, c + step)) for c in range(0, captions, step))

@@ -35,3 +35,24 @@ class ImageTextMatchingHead(nn.Linear):
         """(P, D) -> (P,), in float32 whatever the precision around it: rounded logits would tie in a ranking."""
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.weight.float(), self.bias.float()).squeeze(-1)
+
+
+class ClassificationHead(nn.Module):
+    """The multi-layer perceptron on the joint embedding (paper section 4.2): (P, inputs) -> (P, classes).
+
+    The paper gives no sizes; these are LXMERT's and UNITER's: twice the transformer's width, GELU, LayerNorm.
+    """
+
+    def __init__(self, config: PixelBertConfig, inputs: int, classes: int) -> None:
+        super().__init__()
+        width = 2 * config.hidden_size
+        self.dense = nn.Linear(inputs, width)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.out = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In float32 at the end, whatever the precision around it: rounded scores would tie."""
+        x = self.LayerNorm(self.activation(self.dense(x)))
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.out.weight.float(), self.out.bias.float())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from pixelbert.data.processing import ImageInput, PixelBertProcessor
-from pixelbert.errors import PixelBertError
+from pixelbert.loading import load_checkpoint
 from pixelbert.model.modeling import PixelBertForPreTraining
 
 
@@ -35,7 +34,8 @@ class PixelBert:
         """
         if device is None:
             device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-        return cls(*load_checkpoint(checkpoint, device))
+        model, processor, _ = load_checkpoint(checkpoint, device, PixelBertForPreTraining)
+        return cls(model, processor)
 
     @torch.inference_mode()
     def match(self, image: ImageInput, sentences: Sequence[str]) -> list[float]:
@@ -65,27 +65,3 @@ class PixelBert:
         tokens = self.processor.tokenizer.convert_ids_to_tokens(text["input_ids"][0])
         special = set(self.processor.tokenizer.all_special_tokens)
         return [(token, grid) for token, grid in zip(tokens, maps, strict=True) if token not in special]
-
-
-def load_checkpoint(
-    checkpoint: str | Path, device: str, **config: Any
-) -> tuple[PixelBertForPreTraining, PixelBertProcessor]:
-    """A pre-trained model and its processor, or an error that says what is missing.
-
-    Args:
-        config: fields of the configuration to change, such as dropout.
-    """
-    try:
-        processor = PixelBertProcessor.from_pretrained(checkpoint)
-        loaded: Any = PixelBertForPreTraining.from_pretrained(checkpoint, output_loading_info=True, **config)
-    except Exception as error:  # transformers, safetensors and tokenizers each raise their own
-        raise PixelBertError(
-            f"{checkpoint}: no Pixel-BERT checkpoint can be read there ({error}). Give the `final` folder of a run "
-            "that has finished."
-        ) from error
-    model, info = loaded  # which transformers' types don't know
-    if info["missing_keys"]:
-        raise PixelBertError(
-            f"{checkpoint} lacks {', '.join(sorted(info['missing_keys'])[:5])}: it is no pre-trained model"
-        )
-    return model.to(device), processor

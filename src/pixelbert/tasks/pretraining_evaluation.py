@@ -9,23 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pixelbert.data.corpus import Corpus
-from pixelbert.data.feature_cache import FeatureCache, View
+from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import keyed_rng
 from pixelbert.metrics.retrieval import recall_at_k
 from pixelbert.model.modeling import IGNORE, PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
-from pixelbert.progress import Tracker, track
-from pixelbert.tasks.pretraining import mask_tokens, mismatched_example
-
-Precision = Literal["bf16", "fp32"]
+from pixelbert.progress import track
+from pixelbert.tasks.scoring import encode_blank, encode_images
+from pixelbert.tasks.sentences import mask_tokens, mismatched_example
+from pixelbert.tasks.task import Precision
 
 
 @dataclass
@@ -35,43 +33,6 @@ class Sentence:
     ids: list[int]
     image: int
     labels: list[int] | None = None
-
-
-@torch.inference_mode()
-def encode_corpus(
-    model: PixelBertForPreTraining,
-    processor: PixelBertProcessor,
-    corpus: Corpus,
-    images: Sequence[int],
-    *,
-    cache: FeatureCache | None = None,
-    batch: int = 16,
-    show: bool = True,
-) -> PixelFeatures:
-    """Pixel embeddings of these images, each encoded once; from stored trunk features if there is a `cache`."""
-    parts: list[PixelFeatures] = []
-    with Tracker("encoding images", len(images), show=show) as tracker:
-        for start in range(0, len(images), batch):
-            rows = list(images[start : start + batch])
-            if cache is not None:
-                parts.append(model.pixelbert.pixel_embedding(cache.get([View(i) for i in rows]).to(model.device)))
-            else:
-                pixels = [processor.image_processor.to_tensor(corpus.load_image(i)) for i in rows]
-                parts.append(model.encode_images([p.to(model.device) for p in pixels]))
-            tracker.advance(len(rows))
-    return PixelFeatures.concatenate(parts)
-
-
-@torch.inference_mode()
-def encode_blank(
-    model: PixelBertForPreTraining, processor: PixelBertProcessor, corpus: Corpus, images: Sequence[int]
-) -> PixelFeatures:
-    """Pixel embeddings of an evenly grey image in place of each of these, of the same size."""
-    sizes = [processor.image_processor.size_for(*corpus.sizes[i]) for i in images]
-    distinct = list(dict.fromkeys(sizes))
-    grey = [torch.zeros(3, height, width, device=model.device) for width, height in distinct]
-    which = torch.tensor([distinct.index(size) for size in sizes], device=model.device)
-    return model.encode_images(grey).select(which)
 
 
 @torch.inference_mode()
@@ -129,25 +90,24 @@ def pad_to_longest(rows: Sequence[Sequence[int]], value: int, device: torch.devi
 def evaluate_pretraining(
     model: PixelBertForPreTraining,
     processor: PixelBertProcessor,
-    corpus: Corpus,
+    photos: Photos,
     *,
     examples: int | None = None,
     retrieval_images: int = 0,
     captions_per_image: int = 1,
     seed: int = 0,
     precision: Precision = "bf16",
-    cache: FeatureCache | None = None,
     show: bool = True,
 ) -> dict[str, float | int]:
     """Measure MLM, ITM and zero-shot retrieval.
 
     Args:
+        photos: the images of a split, and its captions.
         examples: how many examples, from the first; all if None.
         retrieval_images: number of images, from the first, whose captions are ranked among each other; 0 for none.
         captions_per_image: captions of each of them, from the first; 0 for all.
         seed: of the masks and the mismatched sentences, which are the same for every model.
         precision: bf16 (autocast) or fp32.
-        cache: stored features of a frozen CNN.
 
     Returns:
         itm_accuracy against a random caption of another image, and with blank photos (chance 0.5); mlm_loss and
@@ -156,9 +116,9 @@ def evaluate_pretraining(
     was_training = model.training
     model.eval()
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        result = _matching_and_masking(model, processor, corpus, examples, seed, cache, show)
+        result = _matching_and_masking(model, processor, photos, examples, seed, show)
         if retrieval_images:
-            result |= _retrieval(model, processor, corpus, retrieval_images, captions_per_image, cache, show)
+            result |= _retrieval(model, processor, photos, retrieval_images, captions_per_image, show)
     model.train(was_training)
     return result
 
@@ -166,12 +126,12 @@ def evaluate_pretraining(
 def _matching_and_masking(
     model: PixelBertForPreTraining,
     processor: PixelBertProcessor,
-    corpus: Corpus,
+    photos: Photos,
     limit: int | None,
     seed: int,
-    cache: FeatureCache | None,
     show: bool,
 ) -> dict[str, float | int]:
+    corpus = photos.corpus
     chosen = range(len(corpus))[:limit]
     own = {image: {corpus.text(e) for e in es} for image, es in corpus.examples_of_images().items()}
     tokens: dict[int, list[int]] = {}
@@ -199,8 +159,8 @@ def _matching_and_masking(
         for e, (shown, labels) in zip(chosen, masks, strict=True)
     ]
     with_other = [Sentence(s.ids, image_row[o], s.labels) for s, o in zip(with_photo, others, strict=True)]
-    features = encode_corpus(model, processor, corpus, used, cache=cache, show=show)
-    blank = encode_blank(model, processor, corpus, used)
+    features = encode_images(model, photos, used, show=show)
+    blank = encode_blank(model, photos, used)
     result: dict[str, float | int] = {
         "examples": len(chosen),
         "itm_accuracy": float(((run(features, matching, "matching")[0] > 0) == right).mean()),
@@ -219,12 +179,12 @@ def _matching_and_masking(
 def _retrieval(
     model: PixelBertForPreTraining,
     processor: PixelBertProcessor,
-    corpus: Corpus,
+    photos: Photos,
     images: int,
     captions_per_image: int,
-    cache: FeatureCache | None,
     show: bool,
 ) -> dict[str, float | int]:
+    corpus = photos.corpus
     groups = corpus.examples_of_images(images)
     captions = [e for es in groups.values() for e in (es[:captions_per_image] if captions_per_image else es)]
     rows = {image: i for i, image in enumerate(groups)}
@@ -232,7 +192,7 @@ def _retrieval(
     tokens = processor.tokenizer([corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length)[
         "input_ids"
     ]
-    features = encode_corpus(model, processor, corpus, list(groups), cache=cache, show=show)
+    features = encode_images(model, photos, list(groups), show=show)
     pairs = [Sentence(ids, image) for ids in tokens for image in range(len(groups))]
     scores = run_pairs(model, features, pairs, "all pairs", show=show)[0].reshape(len(captions), len(groups)).T
     recall = recall_at_k(scores, caption_image)

@@ -21,6 +21,7 @@ import yaml
 from accelerate import Accelerator
 
 from pixelbert.errors import PixelBertError
+from pixelbert.files import write_atomically
 
 # Where the recipe may differ when a run goes on: how it is run and reported, not what it computes.
 FREE_TO_CHANGE = ("micro_batch_size", "keep_checkpoints", "checkpoint_every", "trackers", "data.workers")
@@ -74,16 +75,6 @@ def claim(output: Path, recipe: dict[str, Any]) -> None:
         raise PixelBertError(f"{output} exists and is not the folder of a run; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(file, yaml.safe_dump(recipe, sort_keys=False))
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old file or the new, never a part."""
-    aside = file.with_name(file.name + ".partial")
-    with aside.open("w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    aside.replace(file)
 
 
 def checkpoints(output: Path) -> list[Path]:

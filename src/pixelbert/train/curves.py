@@ -1,4 +1,4 @@
-"""DIR/curves.png: a run's losses and accuracies over the pairs it saw, for people who would rather look than read."""
+"""DIR/curves.png: a run's losses and accuracies over its steps, for people who would rather look than read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,25 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-LABELS = {"mlm_loss": "masked words", "itm_loss": "matching"}
+LOSSES = {  # what is drawn of a row of metrics.jsonl or validation.jsonl, where it is there, and under what name
+    "mlm_loss": "masked words",
+    "itm_loss": "matching",
+    "vqa_loss": "answers",
+    "reasoning_loss": "true or false",
+    "ranking_loss": "ranking",
+    "mlm_loss_other_photo": "masked words, another photo",
+}
+SCORES = {
+    "itm_accuracy": "matching",
+    "itm_accuracy_blank": "matching, blank photos",
+    "vqa_accuracy": "answers",
+    "reasoning_accuracy": "true or false",
+    "ranked_first": "right sentence first",
+    "accuracy": "accuracy",
+    "accuracy_shuffled": "accuracy, photos shuffled",
+    "text_to_image_r1": "text to image R@1",
+    "image_to_text_r1": "image to text R@1",
+}
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
@@ -24,27 +42,17 @@ def plot_curves(output: Path) -> Path:
     """
     trained, measured = read_log(output / "metrics.jsonl"), read_log(output / "validation.jsonl")
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    losses, matching = figure.subplots(1, 2)
-    steps, measured_steps = [row["step"] for row in trained], [row["step"] for row in measured]
-    for name, label in LABELS.items():
-        if trained and name in trained[0]:
-            losses.plot(steps, [row[name] for row in trained], label=f"{label}, training")
-    if measured and trained and "mlm_loss" in trained[0]:
-        for name, label in (("mlm_loss", "right photo"), ("mlm_loss_other_photo", "another photo")):
-            losses.plot(measured_steps, [row[name] for row in measured], "o--", label=f"masked words, {label}")
-    if trained and "itm_accuracy" in trained[0]:
-        matching.plot(steps, [row["itm_accuracy"] for row in trained], label="training")
-        for name, label in (("itm_accuracy", "validation"), ("itm_accuracy_blank", "validation, blank photos")):
-            if measured:
-                matching.plot(measured_steps, [row[name] for row in measured], "o--", label=label)
-        matching.axhline(0.5, color="0.7", linewidth=1)
-        matching.set_ylim(0.4, 1)
-    for axes, title in ((losses, "loss"), (matching, "matching accuracy")):
+    for axes, title, names in zip(figure.subplots(1, 2), ("loss", "accuracy"), (LOSSES, SCORES), strict=True):
+        for rows, style, part in ((trained, "-", "training"), (measured, "o--", "validation")):
+            for name, label in names.items():
+                if rows and name in rows[0]:
+                    steps, values = zip(*((row["step"], row[name]) for row in rows), strict=True)
+                    axes.plot(steps, values, style, label=f"{label}, {part}")
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
         axes.set_title(title, loc="left")
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=8)
     file = output / "curves.png"
     figure.savefig(file, dpi=110)
     return file

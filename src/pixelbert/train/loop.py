@@ -7,6 +7,7 @@ are normalised over the whole step, and it is accumulated from as many micro-bat
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -25,15 +26,15 @@ from torch.utils.data import DataLoader
 
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import FeatureCache, build_feature_cache
+from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.errors import PixelBertError
-from pixelbert.model.modeling import PixelBertForPreTraining
+from pixelbert.loading import TRAINED_ON, trained_on
 from pixelbert.model.resnet import channels_last
 from pixelbert.progress import Tracker, console
-from pixelbert.tasks.pretraining import PretrainingBatch, PretrainingData, batch_keys, pretraining_loss
-from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
+from pixelbert.tasks.steps import StepBatch, StepData, batch_keys
 from pixelbert.train import checkpoint
 from pixelbert.train.curves import plot_curves
 from pixelbert.train.optim import build_optimizers, build_scheduler
@@ -74,12 +75,15 @@ def train(recipe: Recipe) -> Path:
     with accelerator.main_process_first():
         corpus = Corpus(resolve_scenes(recipe.data.train, output / "data"))
         validation = Corpus(resolve_scenes(recipe.data.validation, output / "data")) if recipe.data.validation else None
+    for part in (corpus, validation):
+        if part is not None:
+            part.require(recipe.task.reads)
     if recipe.batch_size < accelerator.num_processes:
         raise PixelBertError(
             f"batch_size {recipe.batch_size} leaves some of {accelerator.num_processes} processes without a pair; "
             "start fewer, or raise it"
         )
-    examples = recipe.batch_size // recipe.task.pairs_per_example
+    examples = recipe.batch_size // recipe.task.counts_per_example
     order = ExampleOrder(corpus.image_of, examples, recipe.data.sentences_per_image, recipe.seed)
     steps = order.steps(recipe.epochs)
 
@@ -87,7 +91,7 @@ def train(recipe: Recipe) -> Path:
     torch.manual_seed(recipe.seed)
     with accelerator.main_process_first():
         processor = build_processor(recipe, corpus, output / "tokenizer")
-    bare, reports = build_model(recipe, processor.tokenizer)
+    bare, reports = build_model(recipe, processor.tokenizer, corpus)
     bare.to(accelerator.device)
     channels_last(bare.pixelbert.backbone)
     if main:
@@ -109,13 +113,15 @@ def train(recipe: Recipe) -> Path:
     progress = checkpoint.restore(accelerator, output)
     if recipe.trackers:
         accelerator.init_trackers("pixelbert", config=checkpoint.flatten(trackable(settings)))
-    data = PretrainingData(
-        recipe.task, corpus, processor, order, accelerator.process_index, accelerator.num_processes,
-        recipe.micro_batch_size, caches[0], recipe.data.mirror,
+    images = processor.image_processor
+    data = recipe.task.data(
+        Photos(corpus, images, caches[0]), processor, order, accelerator.process_index, accelerator.num_processes,
+        recipe.micro_batch_size, recipe.data.mirror,
     )  # fmt: skip
+    validation_photos = Photos(validation, images, caches[1]) if validation else None
     batches = iter(data_loader(data, progress.step, steps, recipe.data.workers))
     if main:
-        describe(recipe, corpus, steps, accelerator, bare, progress.step)
+        describe(recipe, data, steps, accelerator, bare, progress.step)
 
     model.train()
     started, pairs_since, time_since = time.monotonic(), 0, time.monotonic()
@@ -129,12 +135,12 @@ def train(recipe: Recipe) -> Path:
                 loaded = next(batches)
                 if isinstance(loaded, PixelBertError):
                     raise loaded
-                batch: PretrainingBatch = loaded.to(accelerator.device)
+                batch: StepBatch = loaded.to(accelerator.device)
                 seen += batch.examples
                 synchronise = micro == count - 1
                 with nullcontext() if synchronise else accelerator.no_sync(model):
                     with accelerator.autocast():
-                        loss, parts = pretraining_loss(model, batch)
+                        loss, parts = recipe.task.loss(model, batch)
                     # Processes average their gradients, and the losses of a step's parts must add up.
                     accelerator.backward(loss * accelerator.num_processes)
                 for name, value in parts.items():
@@ -151,7 +157,7 @@ def train(recipe: Recipe) -> Path:
             for name, total in zip(sums, totals, strict=True):
                 progress.window[name] = progress.window.get(name, 0.0) + total
             progress.step = step + 1
-            pairs_since += recipe.batch_size
+            pairs_since += data.pairs_in_step
 
             if progress.step % recipe.log_every == 0 or progress.step == steps:
                 row = logged_row(progress, recipe, order)
@@ -165,26 +171,21 @@ def train(recipe: Recipe) -> Path:
             last = progress.step == steps
             if last or due(progress.step, recipe.checkpoint_every):
                 checkpoint.save(accelerator, output, progress, recipe.keep_checkpoints)
-            if validation is not None and (last or due(progress.step, recipe.evaluate_every)):
+            if validation_photos and (last or due(progress.step, recipe.evaluate_every)):
                 if main:
-                    limit = recipe.evaluate_examples
-                    row = evaluate_pretraining(
-                        bare,
-                        processor,
-                        validation,
-                        examples=limit,
-                        precision=recipe.precision,
-                        cache=caches[1],
-                        show=False,
+                    row = recipe.task.validate(
+                        bare, processor, validation_photos, recipe.evaluate_examples, recipe.precision
                     )
                     checkpoint.append_line(output / "validation.jsonl", {"step": progress.step, **row})
                     accelerator.log({f"validation/{k}": v for k, v in row.items()}, step=progress.step)
-                    console.print(f"step {progress.step}: {summary(row)}")
+                    console.print(f"step {progress.step}: {recipe.task.summary(row)}")
                 accelerator.wait_for_everyone()
             tracker.advance()
 
     if main:
-        finish(bare, processor, output, time.monotonic() - started)
+        learned = trained_on(recipe.model.checkpoint) if recipe.model.checkpoint else []
+        learned += [source for source in corpus.provenance() if source not in learned]
+        finish(bare, processor, learned, output, time.monotonic() - started)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return final
@@ -217,7 +218,7 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def data_loader(data: PretrainingData, first_step: int, steps: int, workers: int) -> DataLoader:
+def data_loader(data: StepData, first_step: int, steps: int, workers: int) -> DataLoader:
     """Batches of the rest of the run, in order."""
     return DataLoader(
         data,
@@ -230,7 +231,7 @@ def data_loader(data: PretrainingData, first_step: int, steps: int, workers: int
     )
 
 
-def as_it_is(batch: PretrainingBatch) -> PretrainingBatch:
+def as_it_is(batch: StepBatch) -> StepBatch:
     """The data set makes whole batches already."""
     return batch
 
@@ -241,14 +242,6 @@ def logged_row(progress: checkpoint.Progress, recipe: Recipe, order: ExampleOrde
     means = {name: total / passed for name, total in progress.window.items()}
     loss = sum(value for name, value in means.items() if name.endswith("_loss"))
     return {"step": progress.step, "epoch": order.epoch_of(progress.step), "loss": loss, **means}
-
-
-def summary(row: dict[str, float | int]) -> str:
-    """The figures that matter, beside their controls, in one line."""
-    return (
-        f"ITM accuracy {row['itm_accuracy']:.3f} (blank photos {row['itm_accuracy_blank']:.3f}), "
-        f"MLM loss {row['mlm_loss']:.3f} (another photo {row['mlm_loss_other_photo']:.3f})"
-    )
 
 
 def trackable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -262,32 +255,34 @@ def trackable(settings: dict[str, Any]) -> dict[str, Any]:
 
 def describe(
     recipe: Recipe,
-    corpus: Corpus,
+    data: StepData,
     steps: int,
     accelerator: Accelerator,
-    model: PixelBertForPreTraining,
+    model: Any,
     step: int,
 ) -> None:
     """Say what is about to run."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    share = recipe.batch_size / accelerator.num_processes
-    accumulation = -(-share // recipe.micro_batch_size)
     console.print(
-        f"{len(corpus):,} sentences of {len(corpus.sizes):,} images; {trained:,} of {total:,} weights are trained\n"
-        f"{steps:,} steps of {recipe.batch_size} pairs on {accelerator.num_processes} x {accelerator.device.type}, "
-        f"{accumulation:.0f} micro-batches each, {recipe.precision}"
+        f"{len(data.corpus):,} sentences of {len(data.corpus.sizes):,} images; "
+        f"{trained:,} of {total:,} weights are trained\n"
+        f"{steps:,} steps of {data.pairs_in_step:,} pairs on {accelerator.num_processes} x {accelerator.device.type}, "
+        f"{data.micro_batches()} micro-batches each, {recipe.precision}"
         + (f"; going on after step {step:,}" if step else "")
     )
 
 
-def finish(model: PixelBertForPreTraining, processor: PixelBertProcessor, output: Path, seconds: float) -> None:
+def finish(
+    model: Any, processor: PixelBertProcessor, learned: list[dict[str, Any]], output: Path, seconds: float
+) -> None:
     """Draw the curves, write DIR/final aside and rename it."""
     plot_curves(output)
     aside = output / "final.partial"
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     processor.save_pretrained(aside)
+    (aside / TRAINED_ON).write_text(json.dumps(learned, indent=2) + "\n")
     for file in aside.iterdir():
         with file.open("rb") as f:
             os.fsync(f.fileno())

@@ -10,6 +10,17 @@ from typing import Literal
 
 from pixelbert.errors import PixelBertError
 from pixelbert.tasks.pretraining import Pretraining
+from pixelbert.tasks.question_answering import QuestionAnswering
+from pixelbert.tasks.reasoning import Reasoning
+from pixelbert.tasks.retrieval import Retrieval
+from pixelbert.tasks.task import Task
+
+TASKS: dict[str, type[Task]] = {
+    "pretraining": Pretraining,
+    "question-answering": QuestionAnswering,
+    "reasoning": Reasoning,
+    "retrieval": Retrieval,
+}
 
 
 @dataclass
@@ -17,8 +28,8 @@ class ModelRecipe:
     """The network and what it starts from. Sizes left null are those of `text_init`, or of BERT-base without it.
 
     Args:
-        checkpoint: a pixelbert checkpoint to start from, whole; the shape of the network and the tokenizer are then its
-            own, and only `freeze_backbone`, `feature_cache` and `dropout` below still count.
+        checkpoint: a pixelbert checkpoint to start from; the shape of the network and the tokenizer are then its own,
+            and only `freeze_backbone`, `feature_cache` and `dropout` below still count. A new task has a new head.
         backbone: the CNN: resnet50, resnext152_32x8d or resnet14_small.
         backbone_init: its weights, a torchvision or timm state dict (.safetensors or .pth); random if null.
         text_init: a transformers BERT checkpoint, a folder or a hub name (paper: bert-base-uncased); random if null.
@@ -129,12 +140,13 @@ class Recipe:
 
     Args:
         output: folder of the run; the same command on the same folder continues an unfinished run.
-        task: what is learned.
+        task: what is learned; its `kind` is pretraining, question-answering, reasoning or retrieval.
         model: the network and its first weights.
         data: what it learns from.
         optimizer: how.
         epochs: passes over the sentences.
-        batch_size: pairs a step over all devices, matched and mismatched counted (paper: 4096).
+        batch_size: examples a step over all devices; in pre-training pairs, matched and mismatched counted (paper: 4096
+            pairs; in fine-tuning 256 questions, 128 statements, 512 captions).
         micro_batch_size: pairs that one device takes at once; the step is accumulated from as many as it needs.
         precision: bf16 (autocast; weights, softmax, norms and losses stay in float32) or fp32.
         seed: of every random choice.
@@ -147,7 +159,7 @@ class Recipe:
     """
 
     output: str = "runs/pretraining"
-    task: Pretraining = field(default_factory=Pretraining)
+    task: Task = field(default_factory=Pretraining)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
@@ -164,7 +176,7 @@ class Recipe:
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
-        n = self.task.pairs_per_example
+        n = self.task.counts_per_example
         if self.batch_size < n or self.batch_size % n:
             raise PixelBertError(
                 f"batch_size is {self.batch_size}; expected a multiple of {n} (a matched and a mismatched pair)"

@@ -10,10 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
 from pixelbert.errors import PixelBertError
+from pixelbert.loading import load_checkpoint
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.importing import LoadReport, bert_shape, load_backbone, load_bert
-from pixelbert.model.modeling import PixelBertForPreTraining
-from pixelbert.predict.pixelbert import load_checkpoint
 from pixelbert.train.recipe import ModelRecipe, Recipe
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -73,15 +72,26 @@ def dropout(recipe: ModelRecipe) -> dict[str, float]:
     return {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[PixelBertForPreTraining, list[LoadReport]]:
-    """The network with its first weights, and what was loaded."""
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> tuple[Any, list[LoadReport]]:
+    """The network of the recipe's task with its first weights, and what was loaded.
+
+    Args:
+        corpus: the training data, from which a head may take its shape: the answers of question answering.
+    """
     reports = []
+    head = recipe.task.head_config(corpus)
     if recipe.model.checkpoint:
-        model, _ = load_checkpoint(recipe.model.checkpoint, "cpu", **dropout(recipe.model))
-        model.float()
+        loaded = load_checkpoint(
+            recipe.model.checkpoint, "cpu", recipe.task.model_class, new_head=True, **dropout(recipe.model) | head
+        )
+        model = loaded.model.float()
+        kept = [name for name in model.state_dict() if name not in loaded.missing]
+        reports.append(LoadReport(recipe.model.checkpoint, tuple(kept), missing=tuple(loaded.missing)))
     else:
         try:
-            model = PixelBertForPreTraining(build_config(recipe.model, tokenizer))
+            config = build_config(recipe.model, tokenizer)
+            config.update(head)
+            model = recipe.task.model_class(config)
         except ValueError as error:
             raise PixelBertError(f"model: {error}") from error
     if len(tokenizer) > model.config.vocab_size:
@@ -102,8 +112,5 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Pix
     if model.config.batch_norm == "frozen":
         for norm in model.pixelbert.backbone.batch_norms():
             norm.requires_grad_(False)
-    # A head that no loss reaches is not trained; distributed training insists on knowing.
-    model.mlm_head.requires_grad_(recipe.task.mlm)
-    model.itm_head.requires_grad_(recipe.task.itm)
-    model.pixelbert.pooler.requires_grad_(recipe.task.itm)
+    recipe.task.freeze_unused(model)
     return model, reports

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelbert.data.sources.common import (
+    ImageFile,
     ImageRecord,
     Reading,
     Sentence,
@@ -75,7 +76,8 @@ class CocoCaptions:
                 yield Skip("image", "malformed image entry", problem, where)
                 continue
             number = str(as_id(item["id"]))
-            yield ImageRecord(f"{name}:{number}", item["file_name"], split, where, sentences.pop(number, []))
+            image = ImageFile(f"{name}:{number}", item["file_name"])
+            yield ImageRecord((image,), split, where, sentences.pop(number, []))
         for number, orphans in sentences.items():
             for sentence in orphans:
                 reason = f"image_id {number} is not among the file's images"

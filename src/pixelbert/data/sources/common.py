@@ -1,13 +1,16 @@
 """What every source of data shares: its records, and reading JSON with errors that name the place."""
 
-import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
+from pixelbert.data.store import CAPTIONS
 from pixelbert.errors import PixelBertError
+from pixelbert.files import read_json as read_json
+from pixelbert.files import read_text as read_text
 
 
 class Where(NamedTuple):
@@ -22,19 +25,29 @@ class Where(NamedTuple):
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence as the source has it; `text` is whatever stood there, checked by `prepare`."""
+    """One sentence as the source has it; `text` is whatever stood there, checked by `prepare`.
+
+    `targets` are the task's further columns (`store.TARGETS`), such as the answers to a question.
+    """
 
     sentence_id: str
     text: Any
     where: Where
+    targets: dict[str, Any] = field(default_factory=dict)
+
+
+class ImageFile(NamedTuple):
+    """An image's id, and its path relative to the source's image folder, which is not checked yet."""
+
+    image_id: str
+    path: str
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image with its sentences. `path` is relative to the source's image folder and not checked yet."""
+    """One image, or several that belong together (NLVR2's left and right), with the sentences about them."""
 
-    image_id: str
-    path: str
+    images: tuple[ImageFile, ...]
     split: str
     where: Where
     sentences: list[Sentence] = field(default_factory=list)
@@ -66,11 +79,18 @@ class Reading:
         name: the data set's name, which also begins every id.
         records: images and skips, in the order of the file.
         total: how many records there will be, if that is known.
+        task: what the sentences are for, a key of `store.TARGETS`.
+        answers: for question answering, the answers that a model is to choose from.
+        left_out: items that are left out on purpose and are too many to list each, counted by reason while
+            the records are read.
     """
 
     name: str
     records: Iterator[ImageRecord | Skip]
     total: int | None = None
+    task: str = CAPTIONS
+    answers: list[str] | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 class Source(Protocol):
@@ -127,53 +147,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def read_text(path: Path) -> str:
-    """A whole UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        PixelBertError: missing, unreadable, empty or not UTF-8.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise PixelBertError(f"{path} does not exist: check the path") from None
-    except (OSError, ValueError) as error:
-        raise PixelBertError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if not data.strip():
-        raise PixelBertError(f"{path} is empty: copy or download it again")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise PixelBertError(
-            f"{path}, line {line}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8, or download "
-            f"it again "
-            "(unpacked, if it came in an archive)"
-        ) from None
-
-
-def read_json(path: Path) -> Any:
-    """A whole JSON file.
-
-    Raises:
-        PixelBertError: as `read_text`, or not JSON; names line and column.
-    """
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PixelBertError(json_error(path, error, len(text))) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in thousands
-        raise PixelBertError(f"{path} is not the JSON of a data set ({error}): download it again") from None
-
-
-def json_error(path: Path, error: json.JSONDecodeError, length: int) -> str:
-    """What to tell about text that is not JSON."""
-    cut = error.pos >= length - 1 or error.msg.startswith("Unterminated string")
-    what = "the file ends too early: it was cut short" if cut else f"this is not JSON ({error.msg})"
-    return f"{path}, line {error.lineno}, column {error.colno}: {what}. Copy or download it again"
-
-
 def require(data: Any, path: Path, kind: type, keys: dict[str, type], expected: str) -> None:
     """Checks the top level of a JSON file.
 
@@ -208,7 +181,7 @@ def _other_format(data: Any) -> str:
         if isinstance(data.get("annotations"), list) and isinstance(images, list):
             return "COCO captions JSON: use `pixelbert prepare coco-captions`"
         if "questions" in data:
-            return "VQA questions, which have no captions"
+            return "VQA questions: use `pixelbert prepare vqa2`"
     if isinstance(data, list) and data and isinstance(data[0], dict):
         if "regions" in data[0]:
             return "Visual Genome's region_descriptions.json: use `pixelbert prepare visual-genome`"

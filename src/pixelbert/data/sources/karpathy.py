@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pixelbert.data.sources.common import (
+    ImageFile,
     ImageRecord,
     Reading,
     Sentence,
@@ -38,6 +39,8 @@ class Karpathy:
     restval: str = "restval"
     name: str | None = None
 
+    expected: ClassVar[str | None] = None  # what the file has to say that it is
+
     def files(self) -> list[Path]:
         """The JSON file."""
         return [Path(self.json)]
@@ -48,6 +51,11 @@ class Karpathy:
         data = read_json(path)
         require(data, path, dict, {"images": list} | ({} if self.name else {"dataset": str}), FORMAT)
         name = check_name(self.name or data["dataset"])
+        said = data.get("dataset", self.expected)
+        if self.expected and said != self.expected:
+            raise PixelBertError(
+                f"{path}: the file says it is {short(said)}, not {self.expected!r}: use `pixelbert prepare karpathy`"
+            )
         if not data["images"]:
             raise PixelBertError(f"{path}: 'images' is an empty array: download the file again")
         return Reading(name, self._records(name, data["images"]), len(data["images"]))
@@ -64,7 +72,7 @@ class Karpathy:
             split = self.restval if item["split"] == "restval" else item["split"]
             folder = item.get("filepath") or ""
             path = f"{folder}/{item['filename']}" if folder else item["filename"]
-            record = ImageRecord(f"{name}:{number}", path, split, where)
+            record = ImageRecord((ImageFile(f"{name}:{number}", path),), split, where)
             for index, sentence in enumerate(item["sentences"]):
                 here = Where(Path(self.json), f"images[{row}].sentences[{index}]")
                 problem = _sentence_problem(sentence)
@@ -74,6 +82,34 @@ class Karpathy:
                     sentence_id = f"{name}:{as_id(sentence['sentid'])}"
                     record.sentences.append(Sentence(sentence_id, sentence["raw"], here))
             yield record
+
+
+@dataclass(kw_only=True)
+class Flickr30k(Karpathy):
+    """Flickr30K in Karpathy's splits: 29,000 photos for train, 1,014 for val, 1,000 for test, five captions each.
+
+    Attributes:
+        json: dataset_flickr30k.json.
+        images: the folder of the photos.
+    """
+
+    name: str | None = "flickr30k"
+    expected: ClassVar[str | None] = "flickr30k"
+
+
+@dataclass(kw_only=True)
+class Coco(Karpathy):
+    """COCO captions in Karpathy's splits: train, restval, and 5,000 photos each for val and test.
+
+    The test images keep the file's order: the five folds of 1K are images 0 to 999, 1,000 to 1,999 and so on.
+
+    Attributes:
+        json: dataset_coco.json.
+        images: the folder that holds train2014 and val2014.
+    """
+
+    name: str | None = "coco"
+    expected: ClassVar[str | None] = "coco"
 
 
 def _image_problem(item: Any) -> str:

@@ -1,10 +1,10 @@
-"""Reading a JSON array one element at a time, for files that would take gigabytes as Python objects."""
+"""Reading an array in JSON one element at a time, for files that would take gigabytes as Python objects."""
 
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from pixelbert.errors import PixelBertError
 
@@ -12,19 +12,28 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _CHUNK = 1 << 20  # characters
 
 
-def iter_json_array(path: Path, expected: str) -> Iterator[Any]:
+def iter_json_array(
+    path: Path, expected: str, key: str | None = None, head: dict[str, Any] | None = None
+) -> Iterator[Any]:
     """Yields the elements of the array at the top of a JSON file; holds about one element in memory.
 
     Args:
         path: the file.
         expected: what it should be, for the error messages.
+        key: the array stands under this key of an object at the top.
+        head: where to put the object's other entries; those after the array come when it has been read.
 
     Raises:
         PixelBertError: missing, empty, not UTF-8, not JSON, not an array, cut short; names line and column.
     """
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
-            yield from _Elements(path, file, expected)
+            elements = _Elements(path, file, expected)
+            if key is None:
+                yield from elements.array("the top")
+            else:
+                yield from elements.array_of_object(key, {} if head is None else head)
+            elements.end()
     except FileNotFoundError:
         raise PixelBertError(f"{path} does not exist: check the path") from None
     except OSError as error:
@@ -39,28 +48,63 @@ class _Elements:
         self.buffer, self.position, self.ended = "", 0, False
         self.line, self.column = 1, 1  # of the buffer's first character
 
-    def __iter__(self) -> Iterator[Any]:
-        start = self._next_character()
-        if not start:
-            raise PixelBertError(f"{self.path} is empty: copy or download it again")
-        if start != "[":
-            what = "an object" if start == "{" else repr(start)
-            raise PixelBertError(f"{self.path}: expected {self.expected}, an array at the top, and found {what}")
-        self.position += 1
+    def array(self, place: str) -> Iterator[Any]:
+        """The elements of the array that follows."""
+        self._open("[", "an array", place)
         if self._next_character() == "]":
             raise PixelBertError(f"{self.path} is an empty array: download it again")
         while True:
             self._next_character()
             yield self._element()
-            after = self._next_character()
+            if self._separator("]"):
+                return
+
+    def array_of_object(self, key: str, others: dict[str, Any]) -> Iterator[Any]:
+        """The elements of the array under `key` in the object that follows; its other entries go to `others`."""
+        self._open("{", "an object", "the top")
+        found = False
+        while True:
+            if self._next_character() != '"':
+                self._fail("expected a key in quotes")
+            name = self._element()
+            if self._next_character() != ":":
+                self._fail("expected ':'")
             self.position += 1
-            if after == "]":
+            if name == key:
+                found = True
+                yield from self.array(f"the key {key!r}")
+            else:
+                self._next_character()
+                others[name] = self._element()
+            if self._separator("}"):
                 break
-            if after != ",":
-                self.position -= 1
-                self._fail("expected ',' or ']'")
+        if not found:
+            raise PixelBertError(f"{self.path}: expected {self.expected}, and the key {key!r} is missing at the top")
+
+    def end(self) -> None:
+        """Makes sure that nothing follows."""
         if self._next_character():
             self._fail("text after the end")
+
+    def _open(self, bracket: str, kind: str, place: str) -> None:
+        start = self._next_character()
+        if not start and place == "the top":
+            raise PixelBertError(f"{self.path} is empty: copy or download it again")
+        if start != bracket:
+            if not start:
+                self._fail("")
+            what = {"{": "an object", "[": "an array"}.get(start, repr(start))
+            raise PixelBertError(f"{self.path}: expected {self.expected}, {kind} at {place}, and found {what}")
+        self.position += 1
+
+    def _separator(self, bracket: str) -> bool:
+        """Passes a comma, and says no, or the closing bracket, and says yes."""
+        after = self._next_character()
+        self.position += 1
+        if after in (bracket, ","):
+            return after == bracket
+        self.position -= 1
+        self._fail(f"expected ',' or '{bracket}'")
 
     def _element(self) -> Any:
         size = _CHUNK
@@ -114,7 +158,7 @@ class _Elements:
             return self.line, self.column + position
         return self.line + lines, position - self.buffer.rindex("\n", 0, position)
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, message: str) -> NoReturn:
         cut = not message or self.position >= len(self.buffer)
         what = "the file ends too early: it was cut short" if cut else f"this is not JSON ({message})"
         line, column = self._place(self.position)

@@ -1,0 +1,72 @@
+"""Small files read and written with care: errors name the file and the place, and nothing is left half written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pixelbert.errors import PixelBertError
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write beside, flush to disk, rename: a reader sees the old file or the new, never a part."""
+    aside = file.with_name(file.name + ".partial")
+    with aside.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    aside.replace(file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a value as JSON for people too, and make the folder if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(value, indent=2) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """A whole UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        PixelBertError: missing, unreadable, empty or not UTF-8.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise PixelBertError(f"{path} does not exist: check the path") from None
+    except (OSError, ValueError) as error:
+        raise PixelBertError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not data.strip():
+        raise PixelBertError(f"{path} is empty: copy or download it again")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PixelBertError(
+            f"{path}, line {line}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8, or download "
+            "it again (unpacked, if it came in an archive)"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """A whole JSON file.
+
+    Raises:
+        PixelBertError: as `read_text`, or not JSON; names line and column.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PixelBertError(json_error(path, error, len(text))) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in thousands
+        raise PixelBertError(f"{path} is not the JSON of a data set ({error}): download it again") from None
+
+
+def json_error(path: Path, error: json.JSONDecodeError, length: int) -> str:
+    """What to tell about text that is not JSON."""
+    cut = error.pos >= length - 1 or error.msg.startswith("Unterminated string")
+    what = "the file ends too early: it was cut short" if cut else f"this is not JSON ({error.msg})"
+    return f"{path}, line {error.lineno}, column {error.colno}: {what}. Copy or download it again"

@@ -1,0 +1,194 @@
+"""Pixel-BERT with the heads of the downstream tasks (paper section 4.2).
+
+Shapes: P pairs of an image and a sentence, E examples, A answers, L word tokens, D hidden; the inputs of every
+`forward` are those of `PixelBertModel.forward`. Losses are sums, since only the trainer knows the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForVisualQuestionAnswering
+from transformers.modeling_outputs import ModelOutput
+
+from pixelbert.model.configuration import PixelBertConfig
+from pixelbert.model.heads import ClassificationHead, ImageTextMatchingHead
+from pixelbert.model.modeling import PixelBertModel, PixelBertOutput, PixelBertPreTrainedModel
+from pixelbert.model.pixels import PixelFeatures
+
+
+@dataclass
+class TaskOutput(ModelOutput):
+    """Output of a model with a task's head.
+
+    Args:
+        loss: sum over the examples, if there were labels.
+        logits: question answering (P, A); reasoning (E, 2), false then true; retrieval (P,).
+        attentions: for each layer (pairs, heads, S, S), if asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class PixelBertForQuestionAnswering(PixelBertPreTrainedModel):
+    """A question about an image as a choice among known answers: a perceptron on [CLS] (paper section 4.2, VQA).
+
+    The answers stand in the configuration, as `id2label`.
+    """
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__(config)
+        self.pixelbert = PixelBertModel(config)
+        self.classifier = ClassificationHead(config, config.hidden_size, len(config.id2label or ()))
+        self.post_init()
+
+    @property
+    def answers(self) -> list[str]:
+        """(A,) the answers that the logits are about."""
+        return list((self.config.id2label or {}).values())
+
+    def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
+        """See `PixelBertModel.encode_images`."""
+        return self.pixelbert.encode_images(pixel_values)
+
+    def forward(
+        self, features: PixelFeatures | None = None, *args: Any, answer_targets: Tensor | None = None, **inputs: Any
+    ) -> TaskOutput:
+        """Score every answer for each question.
+
+        Args:
+            answer_targets: (P, A) in [0, 1], the accuracy that each answer would get; gives `loss`, the binary
+                cross-entropy summed over answers and questions.
+        """
+        output: PixelBertOutput = self.pixelbert(features, *args, **inputs)
+        logits = self.classifier(output.pooler_output)
+        loss = None
+        if answer_targets is not None:
+            loss = F.binary_cross_entropy_with_logits(logits, answer_targets.float(), reduction="sum")
+        return TaskOutput(loss=loss, logits=logits, attentions=output.attentions)
+
+
+class PixelBertForImagesAndTextClassification(PixelBertPreTrainedModel):
+    """Is the sentence true of these two images? Two passes, [CLS]s concatenated (paper section 4.2, NLVR2)."""
+
+    IMAGES = 2
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__(config)
+        self.pixelbert = PixelBertModel(config)
+        self.classifier = ClassificationHead(config, self.IMAGES * config.hidden_size, 2)
+        self.post_init()
+
+    def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
+        """See `PixelBertModel.encode_images`."""
+        return self.pixelbert.encode_images(pixel_values)
+
+    def forward(
+        self,
+        features: PixelFeatures | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> TaskOutput:
+        """Judge each sentence.
+
+        Args:
+            input_ids: (E, L).
+            attention_mask: (E, L).
+            image_index: (E, 2) the left and the right image of each sentence.
+            labels: (E,) 1 where the sentence is true, 0 where not; gives `loss`, the cross-entropy.
+        """
+        if input_ids is None or image_index is None or image_index.shape != (len(input_ids), self.IMAGES):
+            raise ValueError("expected input_ids (E, tokens) and image_index (E, 2): two images for each sentence")
+        mask = None if attention_mask is None else attention_mask.repeat_interleave(self.IMAGES, 0)
+        ids = input_ids.repeat_interleave(self.IMAGES, 0)
+        output: PixelBertOutput = self.pixelbert(features, ids, mask, image_index.flatten(), **inputs)
+        logits = self.classifier(output.pooler_output.unflatten(0, (-1, self.IMAGES)).flatten(1))  # type: ignore[union-attr]
+        loss = None if labels is None else F.cross_entropy(logits, labels.long(), reduction="sum")
+        return TaskOutput(loss=loss, logits=logits, attentions=output.attentions)
+
+
+class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
+    """Scores that rank sentences for an image, and images for a sentence (paper section 4.2, retrieval).
+
+    The scoring layer has the name and shape of pre-training's matching head, and starts from it.
+    """
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__(config)
+        self.pixelbert = PixelBertModel(config)
+        self.itm_head = ImageTextMatchingHead(config)
+        self.post_init()
+
+    def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
+        """See `PixelBertModel.encode_images`."""
+        return self.pixelbert.encode_images(pixel_values)
+
+    def forward(
+        self,
+        features: PixelFeatures | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        *,
+        candidates: int | None = None,
+        hardest: int | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
+        trunk_features: PixelFeatures | None = None,
+        output_attentions: bool = False,
+    ) -> TaskOutput:
+        """Score each pair, and with `candidates` learn to rank.
+
+        Args:
+            candidates: pairs stand in groups of so many, the right one first: the paper's 1 + 20. Gives `loss`, the
+                softmax cross-entropy of each group.
+            hardest: wrong candidates of each group that the gradient goes through, those with the highest scores; all
+                if None. The others count in the softmax, as constants: a second pass runs over the right and the
+                hardest alone.
+        """
+        if pixel_values is not None:
+            features = self.encode_images(pixel_values)
+        elif trunk_features is not None:
+            features = self.pixelbert.pixel_embedding(trunk_features)
+        if input_ids is None or image_index is None:
+            raise ValueError("expected input_ids (P, tokens) and image_index (P,): the image of each sentence")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if candidates is None:
+            output: PixelBertOutput = self.pixelbert(
+                features, input_ids, attention_mask, image_index, output_attentions=output_attentions
+            )
+            return TaskOutput(logits=self.itm_head(output.pooler_output), attentions=output.attentions)
+        if hardest is None or hardest >= candidates - 1:
+            logits = self._score(features, input_ids, attention_mask, image_index)
+        else:
+            with torch.no_grad():
+                logits = self._score(features, input_ids, attention_mask, image_index)
+            groups = logits.view(-1, candidates)
+            wrong = groups[:, 1:].topk(hardest, dim=1).indices + 1
+            first = torch.arange(0, len(logits), candidates, device=logits.device)[:, None]
+            rows = (first + F.pad(wrong, (1, 0))).flatten()  # the right one, place 0, and the hardest
+            learned = self._score(features, input_ids[rows], attention_mask[rows], image_index[rows])
+            logits = logits.index_copy(0, rows, learned)
+        groups = logits.view(-1, candidates)
+        right = torch.zeros(len(groups), dtype=torch.long, device=groups.device)
+        return TaskOutput(loss=F.cross_entropy(groups, right, reduction="sum"), logits=logits)
+
+    def _score(
+        self, features: PixelFeatures | None, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor
+    ) -> Tensor:
+        output: PixelBertOutput = self.pixelbert(features, input_ids, attention_mask, image_index)
+        return self.itm_head(output.pooler_output)
+
+
+AutoModelForVisualQuestionAnswering.register(PixelBertConfig, PixelBertForQuestionAnswering)

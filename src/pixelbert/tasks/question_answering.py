@@ -1,0 +1,149 @@
+"""Visual question answering (paper section 4.2): an image and a question in, one of the known answers out.
+
+A perceptron on [CLS], binary cross-entropy against the accuracy that each answer would get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from pixelbert.data.corpus import Corpus
+from pixelbert.data.feature_cache import View
+from pixelbert.data.photos import Photos
+from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.data.sampler import Draw
+from pixelbert.errors import PixelBertError
+from pixelbert.metrics.vqa import answer_accuracy, soft_targets
+from pixelbert.model.fine_tuning import PixelBertForQuestionAnswering
+from pixelbert.tasks.scoring import score_examples, shuffled_images
+from pixelbert.tasks.sentences import names_a_side
+from pixelbert.tasks.steps import StepBatch, StepData, StepLoss, text_inputs
+from pixelbert.tasks.task import Precision, Task
+
+
+@dataclass
+class QuestionAnswering(Task):
+    """Visual question answering. The answers are those of the training data's vocabulary.
+
+    Args:
+        kind: the task's name.
+    """
+
+    kind: Literal["question-answering"] = "question-answering"
+
+    reads: ClassVar[str] = "question-answering"
+    model_class: ClassVar[type] = PixelBertForQuestionAnswering
+
+    def head_config(self, corpus: Corpus) -> dict[str, Any]:
+        """The answers, as the configuration keeps them."""
+        if not corpus.answers:
+            raise PixelBertError(f"{corpus.sources[0]}: its answer vocabulary is empty; prepare it with its answers")
+        return {"id2label": dict(enumerate(corpus.answers)), "label2id": {a: i for i, a in enumerate(corpus.answers)}}
+
+    def data(self, *args: Any, **options: Any) -> QuestionData:
+        """See `Task.data`."""
+        return QuestionData(*args, **options)
+
+    def loss(self, model: nn.Module, batch: StepBatch) -> StepLoss:
+        """Binary cross-entropy, summed over the answers, mean over the questions of the step."""
+        output = model(**batch.inputs)
+        loss = output.loss / batch.in_step["rows"]
+        chosen = output.logits.detach().argmax(1, keepdim=True)
+        accuracy = batch.inputs["answer_targets"].gather(1, chosen).sum() / batch.in_step["rows"]
+        return StepLoss(loss, {"vqa_loss": loss.detach(), "vqa_accuracy": accuracy})
+
+    def validate(
+        self, model: Any, processor: PixelBertProcessor, photos: Photos, examples: int, precision: Precision
+    ) -> dict[str, float]:
+        """Accuracy, and with photos shuffled."""
+        chosen = range(len(photos.corpus))[:examples]
+        answer = partial(answer_questions, model, processor, photos, chosen, precision=precision, show=False)
+        other = shuffled_images(photos.corpus.images_of, chosen)
+        found = measure_answers(photos.corpus, dict(answer()), shuffled=dict(answer(images_of=other)))
+        return {"examples": len(chosen)} | found
+
+    def summary(self, row: dict[str, float]) -> str:
+        """The figures that matter, beside their controls, in one line."""
+        return f"accuracy {row['accuracy']:.3f} (photos shuffled {row['accuracy_shuffled']:.3f})"
+
+
+class Question(NamedTuple):
+    """One row of a batch.
+
+    Args:
+        example: its number.
+        view: its image.
+        ids: (L,) tokens of the question.
+        targets: the accuracy that each answer gets, by its place in the vocabulary; others get none.
+    """
+
+    example: int
+    view: View
+    ids: np.ndarray
+    targets: dict[int, float]
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return len(self.ids)
+
+
+@dataclass
+class QuestionData(StepData[Question]):
+    """The batches of question answering; see `StepData`."""
+
+    _index: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._index = {answer: i for i, answer in enumerate(self.corpus.answers)}
+
+    def rows(self, draws: Sequence[Draw]) -> list[Question]:
+        """See `StepData.rows`."""
+        questions = [self.corpus.text(draw.example) for draw in draws]
+        rows = []
+        for draw, question, ids in zip(draws, questions, self.tokens(questions), strict=True):
+            answers = self.corpus.target(draw.example, "answers")
+            one_sided = any(map(names_a_side, [question, *answers]))
+            view = self.view(draw, int(self.corpus.image_of[draw.example]), one_sided=one_sided)
+            rows.append(Question(draw.example, view, ids, soft_targets(answers, self._index)))
+        return rows
+
+    def collate(self, rows: Sequence[Question]) -> dict[str, Any]:
+        """Questions to the arguments of the model."""
+        targets = torch.zeros(len(rows), len(self._index))
+        for i, row in enumerate(rows):
+            for answer, accuracy in row.targets.items():
+                targets[i, answer] = accuracy
+        text = text_inputs([row.ids for row in rows], self.processor.tokenizer.pad_token_id)
+        return text | self.images([[row.view] for row in rows]) | {"answer_targets": targets}
+
+
+def answer_questions(model: PixelBertForQuestionAnswering, *args: Any, **options: Any) -> Iterator[tuple[int, str]]:
+    """The model's answer to each question, as (example, answer); arguments as of `score_examples`."""
+    answers = model.answers
+    for scored in score_examples(model, *args, **options):
+        for example, best in zip(scored.examples, scored.logits.argmax(1).tolist(), strict=True):
+            yield example, answers[best]
+
+
+def measure_answers(corpus: Corpus, predicted: dict[int, str], **controls: dict[int, str]) -> dict[str, float]:
+    """Mean accuracy in [0, 1], overall and by answer type, and the controls' overall.
+
+    Questions whose answer is not in the vocabulary count as wrong; none is left out.
+    """
+    facts = {e: (corpus.target(e, "answers"), corpus.target(e, "answer_type")) for e in predicted}
+    scores = {e: answer_accuracy(predicted[e], answers) for e, (answers, _) in facts.items()}
+    result = {"accuracy": float(np.mean(list(scores.values())))}
+    for name, answers in controls.items():
+        result[f"accuracy_{name}"] = float(np.mean([answer_accuracy(answers[e], facts[e][0]) for e in predicted]))
+    for kind in sorted({kind for _, kind in facts.values() if kind}):
+        name = kind.replace("/", "_").replace(" ", "_")
+        result[f"accuracy_{name}"] = float(np.mean([scores[e] for e, fact in facts.items() if fact[1] == kind]))
+    return result

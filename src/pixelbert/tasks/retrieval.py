@@ -1,0 +1,214 @@
+"""Image-text retrieval (paper section 4.2): one right and 20 wrong sentences an image, ranked by softmax.
+
+The gradient goes through the right sentence and the five hardest wrong ones. The CNN is frozen, so each image is
+encoded once: in training for all its sentences, in evaluation for all captions of the split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from pixelbert.data.corpus import Corpus
+from pixelbert.data.feature_cache import View
+from pixelbert.data.photos import Photos
+from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.data.sampler import Draw, keyed_rng
+from pixelbert.errors import PixelBertError
+from pixelbert.metrics.retrieval import recall_at_k
+from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval
+from pixelbert.progress import Tracker
+from pixelbert.tasks.scoring import SENTENCES_AT_ONCE, encode_images
+from pixelbert.tasks.sentences import mismatched_example, names_a_side
+from pixelbert.tasks.steps import StepBatch, StepData, StepLoss, move, text_inputs
+from pixelbert.tasks.task import Precision, Task
+
+
+@dataclass
+class Retrieval(Task):
+    """Image-text retrieval. The defaults are the paper's.
+
+    Args:
+        kind: the task's name.
+        wrong: sentences of other images beside each right one.
+        hardest: of these, how many the gradient goes through: those that the model scores highest.
+    """
+
+    kind: Literal["retrieval"] = "retrieval"
+    wrong: int = 20
+    hardest: int = 5
+
+    reads: ClassVar[str] = "captions"
+    model_class: ClassVar[type] = PixelBertForImageAndTextRetrieval
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.hardest <= self.wrong:
+            raise PixelBertError(
+                f"task.hardest is {self.hardest} and task.wrong {self.wrong}; expected 1 <= hardest <= wrong"
+            )
+
+    def data(self, *args: Any, **options: Any) -> RankingData:
+        """See `Task.data`."""
+        return RankingData(*args, **options, task=self)  # type: ignore[misc]
+
+    def loss(self, model: nn.Module, batch: StepBatch) -> StepLoss:
+        """Softmax cross-entropy, mean over the right pairs of the step."""
+        output = model(**batch.inputs)
+        loss = output.loss / batch.in_step["rows"]
+        groups = output.logits.detach().view(-1, 1 + self.wrong)
+        first = (groups[:, :1] > groups[:, 1:]).all(1).sum() / batch.in_step["rows"]
+        return StepLoss(loss, {"ranking_loss": loss.detach(), "ranked_first": first})
+
+    def validate(
+        self, model: Any, processor: PixelBertProcessor, photos: Photos, examples: int, precision: Precision
+    ) -> dict[str, float]:
+        """Recall both ways among the images whose captions are the first `examples`, one caption each."""
+        groups = photos.corpus.examples_of_images()
+        chosen = [captions[0] for captions in groups.values()][: max(int(examples**0.5), 2)]
+        images = [int(photos.corpus.image_of[e]) for e in chosen]
+        scores = np.full((len(chosen), len(images)), np.nan, dtype=np.float32)
+        score_all_pairs(model, processor, photos, chosen, images, scores, precision=precision, show=False)
+        return {"images": len(images)} | recall_at_k(scores.T, np.arange(len(chosen)))
+
+    def summary(self, row: dict[str, float]) -> str:
+        """The figures that matter, beside chance, in one line."""
+        return (
+            f"R@1 text to image {row['text_to_image_r1']:.3f}, image to text {row['image_to_text_r1']:.3f} "
+            f"among {row['images']:.0f} images (chance {1 / row['images']:.3f})"
+        )
+
+
+class Group(NamedTuple):
+    """One row of a batch: an image, its right sentence, and wrong ones.
+
+    Args:
+        example: the right sentence's number.
+        view: its image.
+        ids: 1 + wrong sentences' tokens, the right one first.
+    """
+
+    example: int
+    view: View
+    ids: list[np.ndarray]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sentence."""
+        return max(map(len, self.ids))
+
+
+@dataclass
+class RankingData(StepData[Group]):
+    """The batches of retrieval; see `StepData`."""
+
+    task: Retrieval = field(default_factory=Retrieval)
+    _sentences: dict[int, list[int]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._sentences = self.corpus.examples_of_images()
+
+    @property
+    def pairs_per_row(self) -> int:  # type: ignore[override]
+        """The right sentence and the wrong ones."""
+        return 1 + self.task.wrong
+
+    def rows(self, draws: Sequence[Draw]) -> list[Group]:
+        """See `StepData.rows`."""
+        chosen = [self._candidates(draw) for draw in draws]
+        ids = iter(self.tokens([self.corpus.text(e) for examples in chosen for e in examples]))
+        rows = []
+        for draw, examples in zip(draws, chosen, strict=True):
+            one_sided = names_a_side(self.corpus.text(draw.example))
+            view = self.view(draw, int(self.corpus.image_of[draw.example]), one_sided=one_sided)
+            rows.append(Group(draw.example, view, [next(ids) for _ in examples]))
+        return rows
+
+    def _candidates(self, draw: Draw) -> list[int]:
+        """The right sentence, then wrong ones, no sentence twice."""
+        rng = keyed_rng(self.order.seed, *draw)
+        taken = {self.corpus.text(e) for e in self._sentences[int(self.corpus.image_of[draw.example])]}
+        candidates = [draw.example]
+        for _ in range(self.task.wrong):
+            candidates.append(mismatched_example(self.corpus, draw.example, taken, rng))
+            taken = taken | {self.corpus.text(candidates[-1])}
+        return candidates
+
+    def collate(self, rows: Sequence[Group]) -> dict[str, Any]:
+        """Groups to the arguments of the model, group after group."""
+        n = self.pairs_per_row
+        text = text_inputs([ids for row in rows for ids in row.ids], self.processor.tokenizer.pad_token_id)
+        images = self.images([[row.view] for row in rows])
+        images["image_index"] = images["image_index"].repeat_interleave(n)
+        return text | images | {"candidates": n, "hardest": self.task.hardest}
+
+
+@torch.inference_mode()
+def score_all_pairs(
+    model: Any,
+    processor: PixelBertProcessor,
+    photos: Photos,
+    captions: Sequence[int],
+    images: Sequence[int],
+    scores: np.ndarray,
+    *,
+    precision: Precision = "bf16",
+    images_at_once: int = 100,
+    show: bool = True,
+) -> None:
+    """Fill in the scores of every caption with every image; those that are not NaN are there already and are left.
+
+    Images are encoded once; captions of one length go together, each with a block of images. Memory holds
+    `images_at_once` images' features, and `scores`, which may be a memory-mapped file: a caption's scores with a block
+    are written when they are made, so whoever stops this loses no more than a moment's work.
+
+    Args:
+        captions: examples, the rows of `scores`.
+        images: image numbers, its columns.
+        scores: (captions, images) float32, NaN where still to be done.
+    """
+    corpus = photos.corpus
+    tokens = processor.tokenizer([corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length)[
+        "input_ids"
+    ]
+    tokens = [np.array(ids) for ids in tokens]
+    by_length = np.array(sorted(range(len(tokens)), key=lambda i: len(tokens[i])))
+    was_training = model.training
+    model.eval()
+    missing = int(np.isnan(scores).sum())
+    with Tracker("scoring pairs", scores.size, done=scores.size - missing, show=show) as tracker:
+        for start in range(0, len(images), images_at_once):
+            block = slice(start, min(start + images_at_once, len(images)))
+            left = by_length[np.isnan(scores[:, block]).any(axis=1)[by_length]]
+            if not len(left):
+                continue
+            with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                features = encode_images(model, photos, images[block], show=False)
+                size = max(SENTENCES_AT_ONCE // len(features), 1)
+                for rows in (left[i : i + size] for i in range(0, len(left), size)):
+                    text = text_inputs([tokens[i] for i in rows], processor.tokenizer.pad_token_id)
+                    n = len(features)
+                    inputs = {key: value.repeat_interleave(n, 0) for key, value in text.items()}
+                    inputs["image_index"] = torch.arange(n).repeat(len(rows))
+                    found = pair_logits(model(features, **move(inputs, model.device)))
+                    new = int(np.isnan(scores[rows, block]).sum())
+                    scores[rows, block] = found.float().cpu().numpy().reshape(len(rows), n)
+                    tracker.advance(new)
+    model.train(was_training)
+
+
+def pair_logits(output: Any) -> torch.Tensor:
+    """(P,) the score of each pair: a retrieval model's, or the matching head's of a pre-trained one."""
+    return output.match_logits if hasattr(output, "match_logits") else output.logits
+
+
+def all_pairs_recall(
+    corpus: Corpus, captions: Sequence[int], images: Sequence[int], scores: np.ndarray
+) -> dict[str, float]:
+    """Recall at 1, 5, 10 both ways from (captions, images) scores; see `recall_at_k`."""
+    column = {image: i for i, image in enumerate(images)}
+    return recall_at_k(scores.T, np.array([column[int(corpus.image_of[e])] for e in captions]))

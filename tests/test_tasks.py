@@ -1,0 +1,330 @@
+"""The downstream tasks end to end, through the command line: prepare, train, evaluate, predictions, going on."""
+
+import csv
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pixelbert import cli
+from pixelbert.data.corpus import Corpus
+from pixelbert.data.photos import Photos
+from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
+from pixelbert.data.sampler import ExampleOrder
+from pixelbert.errors import PixelBertError
+from pixelbert.metrics.retrieval import recall_at_k
+from pixelbert.tasks.predictions import PredictionLog, claim, open_scores
+from pixelbert.tasks.question_answering import QuestionData
+from pixelbert.tasks.reasoning import StatementData
+from pixelbert.tasks.retrieval import RankingData, Retrieval
+from pixelbert.tasks.scoring import pieces, shuffled_images
+from pixelbert.tasks.steps import StepData
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
+
+NETWORK = {
+    "backbone": "resnet14_small",
+    "batch_norm": "train",
+    "pixel_layer_norm": True,
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "dropout": 0.0,
+    "initializer_range": 0.15,
+}
+
+
+def paint(path: Path, colour: str, size: tuple[int, int] = (64, 64), noise: int = 0) -> None:
+    rng = np.random.default_rng(noise)
+    pixels = np.array(COLOURS[colour]) + rng.integers(-15, 16, (size[1], size[0], 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def write_recipe(file: Path, task: dict, data: str, **changes: object) -> Path:
+    recipe: dict = {
+        "task": task,
+        "model": NETWORK,
+        "data": {
+            "train": [data],
+            "shortest_edge": 64,
+            "longest_edge": 128,
+            "max_length": 16,
+            "sentences_per_image": 2,
+            "workers": 0,
+        },
+        "optimizer": {"cnn_lr": 0.05, "lr": 0.002, "milestones": [], "warmup_steps": 5},
+        "epochs": 8,
+        "batch_size": 16,
+        "micro_batch_size": 16,
+        "precision": "fp32",
+        "log_every": 5,
+        "evaluate_examples": 50,
+        "trackers": [],
+    }
+    file.write_text(yaml.safe_dump(recipe | changes))
+    return file
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain walls of four colours: what colour is it, and is it this colour?"""
+    folder = tmp_path_factory.mktemp("questions")
+    rows = []
+    for i in range(80):
+        colour = list(COLOURS)[i % 4]
+        asked = list(COLOURS)[i // 4 % 4]
+        paint(folder / f"{i}.png", colour, ((64, 64), (128, 64))[i % 3 == 0], noise=i)
+        split = "train" if i < 60 else "test"
+        rows.append((f"{i}.png", "what colour is the wall?", colour, split))
+        rows.append((f"{i}.png", f"is the wall {asked}?", "yes" if asked == colour else "no", split))
+    with (folder / "questions.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("image", "question", "answer", "split"), *rows])
+    options = ["--questions", str(folder / "questions.csv"), "--images", str(folder)]
+    cli.main(["prepare", "vqa-csv", *options, "--output", str(folder / "prepared")])
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="module")
+def statements(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """NLVR2's files with pairs of walls."""
+    folder = tmp_path_factory.mktemp("statements")
+    for split, first, number in (("train", 0, 60), ("dev", 100, 24)):
+        lines = []
+        for i in range(first, first + number):
+            left, right = list(COLOURS)[i % 4], list(COLOURS)[i // 4 % 4]
+            place = folder / split / ("0" if split == "train" else "")
+            paint(place / f"{split}-{i}-0-img0.png", left, noise=i)
+            paint(place / f"{split}-{i}-0-img1.png", right, noise=i + 1)
+            for s, (text, label) in enumerate(
+                ((f"the left wall is {left}", True), (f"both walls are {right}", left == right))
+            ):
+                row = {"identifier": f"{split}-{i}-0-{s}", "sentence": text, "label": str(label), "directory": 0}
+                lines.append(json.dumps(row) + "\n")
+        (folder / f"{split}.json").write_text("".join(lines))
+    files = f"[{folder / 'train.json'},{folder / 'dev.json'}]"
+    options = ["--json", files, "--images", str(folder)]
+    cli.main(["prepare", "nlvr2", *options, "--output", str(folder / "prepared")])
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Walls with two captions each."""
+    folder = tmp_path_factory.mktemp("captions")
+    rows = []
+    for i in range(40):
+        colour = list(COLOURS)[i % 4]
+        paint(folder / f"{i}.png", colour, noise=i)
+        split = "train" if i < 28 else "test"
+        rows += [(f"{i}.png", f"a {colour} wall", split), (f"{i}.png", f"picture {i} is {colour}", split)]
+    with (folder / "captions.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("image", "caption", "split"), *rows])
+    cli.main(["prepare", "folder", "--images", str(folder), "--output", str(folder / "prepared")])
+    return folder / "prepared"
+
+
+@cache  # since a vocabulary that is learned again numbers its words anew
+def opened(prepared: Path, split: str) -> tuple[Corpus, PixelBertProcessor]:
+    corpus = Corpus([f"{prepared}:{split}"])
+    tokenizer = learn_tokenizer((corpus.text(i) for i in range(len(corpus))), 200)
+    return corpus, PixelBertProcessor(PixelBertImageProcessor(64, 128), tokenizer, 16)
+
+
+def make_data(kind: type[StepData], prepared: Path, split: str, **options: object) -> StepData:
+    corpus, processor = opened(prepared, split)
+    order = ExampleOrder(corpus.image_of, 12, sentences_per_image=2, seed=3)
+    return kind(Photos(corpus, processor.image_processor), processor, order, **options)
+
+
+@pytest.mark.parametrize("kind", [QuestionData, StatementData, RankingData])
+def test_the_same_rows_on_any_number_of_devices(
+    kind: type[StepData], questions: Path, statements: Path, captions: Path
+) -> None:
+    prepared = {QuestionData: questions, StatementData: statements, RankingData: captions}[kind]
+    extra = {"task": Retrieval(wrong=4, hardest=2)} if kind is RankingData else {}
+    whole = make_data(kind, prepared, "train", micro_batch=1000, **extra)
+    assert whole.micro_batches() == 1
+    expected = whole.batch(1, 0)
+    parts = []
+    for rank in range(3):
+        data = make_data(kind, prepared, "train", rank=rank, world=3, micro_batch=10, **extra)
+        batches = [data.batch(1, micro) for micro in range(data.micro_batches())]
+        assert all(batch.in_step == expected.in_step == {"rows": 12} for batch in batches)
+        parts += batches
+    assert sorted(e for part in parts for e in part.examples) == sorted(expected.examples)
+    name = {QuestionData: "answer_targets", StatementData: "labels", RankingData: "input_ids"}[kind]
+    assert sum(part.inputs[name].sum() for part in parts) == expected.inputs[name].sum()
+
+
+class TestRanking:
+    def test_one_right_sentence_then_wrong_ones_of_other_images(self, captions: Path) -> None:
+        data = make_data(RankingData, captions, "train", task=Retrieval(wrong=6, hardest=5))
+        corpus = data.corpus
+        for row in data.plan(0):
+            texts = data.processor.tokenizer.batch_decode(row.ids, skip_special_tokens=True)
+            assert texts[0] == corpus.text(row.example)
+            own = {corpus.text(e) for e in range(len(corpus)) if corpus.image_of[e] == row.view.image}
+            assert len(set(texts)) == 7
+            assert not own & set(texts[1:])
+
+    def test_more_hard_ones_than_wrong_ones_is_refused(self) -> None:
+        with pytest.raises(PixelBertError, match="hardest is 5"):
+            Retrieval(wrong=4, hardest=5)
+
+
+class TestScoring:
+    def test_pieces_hold_few_images_and_everything(self) -> None:
+        images_of = np.array([[0], [0], [1], [2], [2], [3]])
+        found = list(pieces(range(6), images_of, 2))
+        assert found == [[0, 1, 2], [3, 4, 5]]
+
+    def test_shuffled_photos_are_never_ones_own_and_each_is_used_once(self) -> None:
+        images_of = np.repeat(np.arange(10), 3)[:, None]
+        examples = range(3, 27)  # of images 1 to 8
+        shuffled = shuffled_images(images_of, examples)
+        assert (shuffled[3:27] != images_of[3:27]).all()
+        assert sorted(shuffled[3:27:3, 0]) == list(range(1, 9))
+        assert (shuffled[3:27].reshape(8, 3) == shuffled[3:27:3]).all()  # an image's sentences get one image
+        assert (shuffled[:3] == images_of[:3]).all()
+
+
+class TestPredictionsOnDisk:
+    def test_a_log_goes_on_after_a_line_that_was_cut(self, tmp_path: Path) -> None:
+        file = tmp_path / "answers.jsonl"
+        with PredictionLog(file) as log:
+            log.add("a", "yes")
+            log.add("b", "no")
+        with file.open("a") as stream:
+            stream.write('{"id": "c", "pred')
+        with PredictionLog(file) as log:
+            assert log.done == {"a": "yes", "b": "no"}
+            log.add("c", "2")
+        assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["a", "b", "c"]
+
+    def test_another_evaluation_is_refused(self, tmp_path: Path) -> None:
+        claim(tmp_path / "x", {"checkpoint": "1"})
+        claim(tmp_path / "x", {"checkpoint": "1"})
+        with pytest.raises(PixelBertError, match="checkpoint: there '1', here '2'"):
+            claim(tmp_path / "x", {"checkpoint": "2"})
+        (tmp_path / "y").mkdir()
+        (tmp_path / "y" / "thesis.txt").write_text("")
+        with pytest.raises(PixelBertError, match="holds no evaluation"):
+            claim(tmp_path / "y", {"checkpoint": "1"})
+
+    def test_scores_start_unknown_and_stay(self, tmp_path: Path) -> None:
+        scores = open_scores(tmp_path / "scores.npy", 3, 2)
+        assert np.isnan(scores).all()
+        scores[1] = (0.5, 1.0)
+        scores.flush()
+        again = open_scores(tmp_path / "scores.npy", 3, 2)
+        assert again[1].tolist() == [0.5, 1.0]
+        assert np.isnan(again[[0, 2]]).all()
+        with pytest.raises(PixelBertError, match="shape"):
+            open_scores(tmp_path / "scores.npy", 3, 4)
+
+
+def run_evaluation(final: Path, prepared: Path, split: str, output: Path, *options: str) -> dict:
+    arguments = ["--data", str(prepared), "--split", split, "--output", str(output), "--precision", "fp32"]
+    cli.main(["evaluate", str(final), *arguments, *options])
+    return json.loads((output / "metrics.json").read_text())
+
+
+def test_question_answering(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path / "vqa.yaml", {"kind": "question-answering"}, f"{questions}:train", epochs=25)
+    cli.main(["train", str(recipe), "--output", str(tmp_path / "run")])
+    final = tmp_path / "run" / "final"
+    found = run_evaluation(final, questions, "test", tmp_path / "test")
+    # A colour is read off the wall; with another wall's photo it is a guess.
+    assert found["accuracy"] > 0.75
+    assert found["accuracy_shuffled"] < found["accuracy"] - 0.2
+    assert found["accuracy_blank"] < found["accuracy"] - 0.2
+    assert found["examples"] == 40
+
+    results = json.loads((tmp_path / "test" / "vqa_results.json").read_text())
+    truth = {e["example_id"]: e["answers"] for e in Corpus([f"{questions}:test"]).datasets[0].examples("test")}
+    right = [row["answer"] in truth[f"vqa:{row['question_id']}"] for row in results]
+    assert len(results) == 40
+    assert np.mean(right) == pytest.approx(found["accuracy"])
+
+    # Stopped half way, with a line cut short: the rest is answered, the same.
+    log = tmp_path / "test" / "answers.jsonl"
+    whole = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(whole[:17]) + whole[17][:9])
+    assert run_evaluation(final, questions, "test", tmp_path / "test") == found
+    assert sorted(log.read_text().splitlines(keepends=True)) == sorted(whole)
+
+    # What was trained on is refused, or marked.
+    with pytest.raises(SystemExit):
+        run_evaluation(final, questions, "train", tmp_path / "train")
+    assert "was trained on vqa:train" in capsys.readouterr().err
+    assert run_evaluation(final, questions, "train", tmp_path / "train", "--allow_trained", "true")["trained_on"]
+
+
+def test_reasoning_over_two_photos(statements: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "nlvr2.yaml", {"kind": "reasoning"}, f"{statements}:train", epochs=4)
+    validation = ["--data.validation", f"[{statements}:dev]"]
+    cli.main(["train", str(recipe), "--output", str(tmp_path / "run"), *validation])
+    assert (tmp_path / "run" / "curves.png").exists()
+    found = run_evaluation(tmp_path / "run" / "final", statements, "dev", tmp_path / "dev")
+    rows = dict(line.split(",") for line in (tmp_path / "dev" / "nlvr2.csv").read_text().splitlines())
+    assert len(rows) == found["examples"] == 48
+    assert set(rows.values()) <= {"True", "False"}
+    lines = map(json.loads, (statements.parent / "dev.json").read_text().splitlines())
+    right = [rows[line["identifier"]] == line["label"] for line in lines]
+    assert np.mean(right) == pytest.approx(found["accuracy"])
+    assert 0 <= found["consistency"] <= found["accuracy"]
+    # The official files and our predictions, by the command that scores any system.
+    scored = tmp_path / "scored.json"
+    files = ["--data", str(statements.parent / "dev.json"), "--predictions", str(tmp_path / "dev" / "nlvr2.csv")]
+    cli.main(["score", "nlvr2", *files, "--json", str(scored)])
+    assert json.loads(scored.read_text())["accuracy"] == pytest.approx(100 * found["accuracy"])
+
+
+def test_retrieval_from_a_pretrained_model(captions: Path, tmp_path: Path) -> None:
+    first = write_recipe(tmp_path / "pretrain.yaml", {"kind": "pretraining", "pixels": None}, f"{captions}:train")
+    cli.main(["train", str(first), "--output", str(tmp_path / "pretrained"), "--epochs", "2"])
+    pretrained = tmp_path / "pretrained" / "final"
+    model = {"checkpoint": str(pretrained), "freeze_backbone": True, "feature_cache": str(tmp_path / "features")}
+    task = {"kind": "retrieval", "wrong": 5, "hardest": 2}
+    recipe = write_recipe(tmp_path / "retrieval.yaml", task, f"{captions}:train", model=model, batch_size=8)
+    cli.main(["train", str(recipe), "--output", str(tmp_path / "run"), "--epochs", "2"])
+    final = tmp_path / "run" / "final"
+    learned = json.loads((final / "trained_on.json").read_text())
+    assert [(item["data"], item["split"]) for item in learned] == [("folder", "train")]
+
+    found = run_evaluation(final, captions, "test", tmp_path / "test", "--folds", "3")
+    scores = np.load(tmp_path / "test" / "scores.npy")
+    assert scores.shape == (24, 12)
+    for name, value in recall_at_k(scores.T, np.repeat(np.arange(12), 2)).items():
+        assert found[name] == value
+        assert f"{name}_3_folds" in found
+    # Going on: only what is missing is scored again, to the same value.
+    file = tmp_path / "test" / "scores.npy"
+    broken = np.load(file)
+    broken[5, 3:] = np.nan
+    np.save(file, broken)
+    assert run_evaluation(final, captions, "test", tmp_path / "test", "--folds", "3") == found
+    np.testing.assert_allclose(np.load(file), scores, atol=1e-5)
+    run = [line.split() for line in (tmp_path / "test" / "text_to_image.run").read_text().splitlines()]
+    assert len(run) == 24 * 12
+    assert [row[3] for row in run[:3]] == ["1", "2", "3"]
+    # A pre-trained model ranks with its matching head.
+    zero_shot = run_evaluation(pretrained, captions, "test", tmp_path / "zero", "--task", "retrieval")
+    assert zero_shot["retrieval_captions"] == 24
+
+
+def test_data_of_another_kind_is_refused(captions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path / "vqa.yaml", {"kind": "question-answering"}, f"{captions}:train")
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(recipe), "--output", str(tmp_path / "run")])
+    assert "question-answering is needed" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(recipe), "--task.kind", "singing"])
+    assert "task.kind is 'singing'" in capsys.readouterr().err
