@@ -193,6 +193,18 @@ def test_asking_for_attention_does_not_change_the_output(tiny_model: MakeModel) 
         assert (attention * ~attended[:, None, None]).abs().max() == 0  # nothing looks at padding
 
 
+@pytest.mark.parametrize("positions", [1, 6])
+def test_outputs_that_nobody_reads_are_not_computed(tiny_model: MakeModel, positions: int) -> None:
+    model = tiny_model().pixelbert
+    ids, mask = sentences(6, 3)
+    with torch.no_grad():
+        features = model.encode_images(images((128, 64), (64, 64)))
+        whole, some = (model(features, ids, mask, positions=n) for n in (None, positions))
+    assert some.last_hidden_state.shape[1] == positions
+    torch.testing.assert_close(some.last_hidden_state, whole.last_hidden_state[:, :positions], rtol=0, atol=1e-6)
+    torch.testing.assert_close(some.pooler_output, whole.pooler_output, rtol=0, atol=1e-6)
+
+
 def test_frozen_batch_norm_stays_put_in_training(tiny_model: MakeModel) -> None:
     model = tiny_model().train()
     norms = {k: v.clone() for k, v in model.pixelbert.backbone.state_dict().items() if v.ndim == 1}
@@ -239,9 +251,12 @@ def test_what_is_saved_comes_back(tiny_model: MakeModel, tmp_path: Path) -> None
         expected = model(input_ids=ids, pixel_values=batch, output_token_logits=True)
         again = PixelBertForPreTraining.from_pretrained(tmp_path)
         output = again(input_ids=ids, pixel_values=batch, output_token_logits=True)
-        assert torch.equal(output.match_logits, expected.match_logits)
-        assert torch.equal(output.token_logits, expected.token_logits)
+        # Not to the bit: what is loaded lies elsewhere in memory, and kernels differ with how it is aligned.
+        torch.testing.assert_close(output.match_logits, expected.match_logits, rtol=0, atol=1e-6)
+        torch.testing.assert_close(output.token_logits, expected.token_logits, rtol=0, atol=1e-5)
         base = PixelBertModel.from_pretrained(tmp_path)
+    saved = model.state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in again.state_dict().items())
     assert again.config.stride_in_1x1
     assert again.config.backbone == "resnet14_small"
     for name, tensor in model.pixelbert.state_dict().items():

@@ -120,7 +120,7 @@ def test_folds_take_their_own_captions_along() -> None:
     [
         (np.zeros((2, 3)), np.zeros(2, int), "expected"),
         (np.array([[np.nan, 1.0]]), np.zeros(2, int), "NaN"),
-        (np.array([[1.0, 0.0, 0.0], [0.0, 1.0, np.nan]]), np.array([0, 1, 1]), "NaN"),
+        (np.array([[1.0, np.nan], [0.0, 1.0]]), np.arange(2), "NaN"),  # in a wrong pair
         (np.zeros((2, 2)), np.zeros(2, int), "without captions"),
         (np.zeros((2, 2)), np.array([0, 2]), "not one of the 2 rows"),
         (np.zeros((2, 2)), np.array([0, -1]), "not one of the 2 rows"),

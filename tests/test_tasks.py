@@ -17,6 +17,8 @@ from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcesso
 from pixelbert.data.sampler import ExampleOrder
 from pixelbert.errors import PixelBertError
 from pixelbert.metrics.retrieval import recall_at_k
+from pixelbert.model.configuration import PixelBertConfig
+from pixelbert.model.fine_tuning import PixelBertForQuestionAnswering
 from pixelbert.tasks.predictions import PredictionLog, claim, open_scores
 from pixelbert.tasks.question_answering import QuestionData
 from pixelbert.tasks.reasoning import StatementData
@@ -26,7 +28,7 @@ from pixelbert.tasks.steps import StepData
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 
-NETWORK = {
+SHAPE = {
     "backbone": "resnet14_small",
     "batch_norm": "train",
     "pixel_layer_norm": True,
@@ -50,7 +52,7 @@ def paint(path: Path, colour: str, size: tuple[int, int] = (64, 64), noise: int 
 def write_recipe(file: Path, task: dict, data: str, **changes: object) -> Path:
     recipe: dict = {
         "task": task,
-        "model": NETWORK,
+        "model": SHAPE,
         "data": {
             "train": [data],
             "shortest_edge": 64,
@@ -328,3 +330,38 @@ def test_data_of_another_kind_is_refused(captions: Path, tmp_path: Path, capsys:
     with pytest.raises(SystemExit):
         cli.main(["train", str(recipe), "--task.kind", "singing"])
     assert "task.kind is 'singing'" in capsys.readouterr().err
+
+
+def test_a_file_for_the_server_answers_every_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """VQA v2's test questions, which have no annotations; one photo is missing."""
+    asked = [{"image_id": i, "question": f"what is in photo {i}?", "question_id": 10 * i} for i in range(1, 121)]
+    file = tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json"
+    file.write_text(json.dumps({"data_subtype": "test2015", "questions": asked}))
+    for i in range(1, 121):
+        paint(tmp_path / "test2015" / f"COCO_test2015_{i:012d}.jpg", "red", noise=i)
+    (tmp_path / "answers.json").write_text('["yes", "no"]')
+    options = ["--questions", f"[{file}]", "--images", str(tmp_path), "--answers", str(tmp_path / "answers.json")]
+    cli.main(["prepare", "vqa2", *options, "--output", str(tmp_path / "whole")])
+    (tmp_path / "test2015" / "COCO_test2015_000000000007.jpg").unlink()
+    cli.main(["prepare", "vqa2", *options, "--output", str(tmp_path / "partial")])
+    paint(tmp_path / "test2015" / "COCO_test2015_000000000007.jpg", "red", noise=7)
+
+    config = PixelBertConfig(**{k: v for k, v in SHAPE.items() if k != "dropout"}, id2label={0: "yes", 1: "no"})
+    _, processor = opened(tmp_path / "whole", "test")
+    config.vocab_size = len(processor.tokenizer)
+    PixelBertForQuestionAnswering(config).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+
+    found = run_evaluation(tmp_path / "model", tmp_path / "whole", "test", tmp_path / "out", "--questions", str(file))
+    assert "accuracy" not in found  # nobody but the server knows
+    results = json.loads((tmp_path / "out" / "vqa_results.json").read_text())
+    assert sorted(row["question_id"] for row in results) == [row["question_id"] for row in asked]
+    assert {row["answer"] for row in results} <= {"yes", "no"}
+
+    for extra in ([], ["--questions", str(file)]):
+        with pytest.raises(SystemExit):
+            run_evaluation(tmp_path / "model", tmp_path / "partial", "test", tmp_path / "out2", *extra)
+        error = capsys.readouterr().err
+        assert "1 questions have no answer" in error
+        assert ("70" if extra else "coco:7") in error
+        assert not (tmp_path / "out2" / "vqa_results.json").exists()

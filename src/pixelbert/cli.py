@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from transformers.utils import logging as transformers_logging
 
 from pixelbert.errors import PixelBertError
 
@@ -220,10 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(f"\npixelbert: there is no command {name!r}")
         return
     command = COMMANDS[name]
-    if name != "score":  # which starts at once, without torch and transformers
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()  # for a moment's work; what takes long has a bar of ours
+    transformers_logging.disable_progress_bar()  # for a moment's work; what takes long has a bar of ours
     if name == "train" and arguments and not arguments[0].startswith("-"):
         arguments[:1] = ["--config", shipped_recipe(arguments[0])]
     try:

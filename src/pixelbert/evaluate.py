@@ -21,6 +21,9 @@ from rich.table import Table
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.data.sources.streaming import iter_json_array
+from pixelbert.data.sources.vqa2 import QUESTIONS
+from pixelbert.data.store import SKIPPED
 from pixelbert.errors import PixelBertError
 from pixelbert.files import write_atomically
 from pixelbert.loading import load_checkpoint, trained_on
@@ -73,6 +76,7 @@ def evaluate(
     retrieval_images: int | None = None,
     captions_per_image: int | None = None,
     folds: int = 0,
+    questions: Path | None = None,
     allow_trained: bool = False,
     seed: int = 0,
     precision: Precision = "bf16",
@@ -98,6 +102,8 @@ def evaluate(
         captions_per_image: captions of each of these images, from the first; 0 for all. Null for all; for 1 with a
             pre-trained checkpoint.
         folds: also the mean recall of so many equal folds of images: 5 for COCO's five folds of 1,000.
+        questions: VQA's official questions file of the split: each of its questions must be answered, since the server
+            rejects a file in which one is missing.
         allow_trained: measure on a split that the checkpoint was trained on. The metrics are marked.
         seed: of masks, mismatched sentences and shuffled photos.
         precision: bf16 (autocast; twice as fast and more) or fp32.
@@ -143,7 +149,7 @@ def evaluate(
             precision=precision,
         )
     elif kind == "question-answering":
-        result = evaluate_answers(run, chosen, seed)
+        result = evaluate_answers(run, chosen, seed, questions)
     elif kind == "reasoning":
         result = evaluate_statements(run, chosen, seed)
     else:
@@ -210,7 +216,7 @@ def predict(run: Evaluation, name: str, examples: Sequence[int], predicted: Any,
         return {e: log.done[example_id] for example_id, e in ids.items()}
 
 
-def evaluate_answers(run: Evaluation, chosen: Sequence[int], seed: int) -> dict[str, Any]:
+def evaluate_answers(run: Evaluation, chosen: Sequence[int], seed: int, questions: Path | None) -> dict[str, Any]:
     """Accuracy beside photos shuffled and blank, and the file for VQA's evaluation server."""
     answer = partial(predict, run, examples=chosen, predicted=answer_questions)
     answers = answer("answers")
@@ -223,10 +229,38 @@ def evaluate_answers(run: Evaluation, chosen: Sequence[int], seed: int) -> dict[
             controls["shuffled"] = answer("answers_shuffled", images_of=shuffled)
             controls["blank"] = answer("answers_blank", blank=True)
         result |= measure_answers(run.corpus, answers, **controls)
-    predictions.write_vqa_results(
-        run.folder / "vqa_results.json", {run.corpus.example_id(e): found for e, found in answers.items()}
-    )
+    by_id = {run.corpus.example_id(e): found for e, found in answers.items()}
+    if questions is not None or not labelled:
+        check_complete(run, by_id, questions)
+    predictions.write_vqa_results(run.folder / "vqa_results.json", by_id)
     return result
+
+
+def check_complete(run: Evaluation, answers: dict[str, str], questions: Path | None) -> None:
+    """Check that no question is missing from what the server will be sent.
+
+    Args:
+        questions: the official file. Without it, the prepared data set itself must have left nothing out.
+
+    Raises:
+        PixelBertError: names the questions that have no answer.
+    """
+    data = run.corpus.datasets[0]
+    if questions is not None:
+        asked = [str(item["question_id"]) for item in iter_json_array(questions, QUESTIONS, "questions")]
+        known = {example_id.rpartition(":")[2] for example_id in answers}
+        missing, where = [number for number in asked if number not in known], str(questions)
+    else:
+        lines = (data.folder / SKIPPED).read_text().splitlines() if (data.folder / SKIPPED).exists() else []
+        missing = [str(entry.get("id") or entry["where"]) for entry in map(json_module.loads, lines)]
+        missing += ["..."] if len(answers) < len(run.corpus) else []
+        where = f"{data.folder / SKIPPED}, which lists what was left out when the data set was prepared"
+    if missing:
+        raise PixelBertError(
+            f"{len(missing):,} questions have no answer, and the server rejects a file in which one is missing: "
+            f"{', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''} ({where}). No vqa_results.json was "
+            f"written; the answers that there are stand in {run.folder / 'answers.jsonl'}"
+        )
 
 
 def evaluate_statements(run: Evaluation, chosen: Sequence[int], seed: int) -> dict[str, Any]:

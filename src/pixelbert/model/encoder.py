@@ -50,10 +50,13 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout_p = config.attention_probs_dropout_prob
 
-    def forward(self, x: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, weights: bool, positions: int | None
+    ) -> tuple[Tensor, Tensor | None]:
         q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )  # each (P, A, S, D/A)
+            layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, y in ((self.query, x[:, :positions]), (self.key, x), (self.value, x))
+        )  # each (P, A, S, D/A), q of the first `positions` alone
         dropout = self.dropout_p if self.training else 0.0
         # The fused kernels don't give their weights away; and on a CPU their backward pass in bfloat16 took five times
         # as long as these three lines.
@@ -87,9 +90,11 @@ class Attention(nn.Module):
         self.self = SelfAttention(config)
         self.output = ResidualOutput(config, config.hidden_size)
 
-    def forward(self, x: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
-        context, attention = self.self(x, mask, weights)
-        return self.output(context, x), attention
+    def forward(
+        self, x: Tensor, mask: Tensor | None, weights: bool, positions: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        context, attention = self.self(x, mask, weights, positions)
+        return self.output(context, x[:, :positions]), attention
 
 
 class Intermediate(nn.Module):
@@ -111,8 +116,11 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config, config.intermediate_size)
 
-    def forward(self, x: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
-        x, attention = self.attention(x, mask, weights)
+    def forward(
+        self, x: Tensor, mask: Tensor | None, weights: bool, positions: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(P, S, D) -> (P, S, D), or the first `positions` alone of what comes out."""
+        x, attention = self.attention(x, mask, weights, positions)
         return self.output(self.intermediate(x), x), attention
 
 
@@ -122,13 +130,21 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, *, output_attentions: bool = False
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        positions: int | None = None,
+        output_attentions: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Run all layers.
 
         Args:
             x: (P, S, D).
             mask: (P, S), true where there is something to attend to; None if it is everywhere.
+            positions: how many of the last layer's outputs are wanted, from the first; all if None. The others are not
+                computed: a head on [CLS] needs one, and masked words need no pixels. Attention weights, if asked for,
+                come from all.
             output_attentions: also return each layer's (P, A, S, S) attention weights.
         """
         attentions: list[Tensor] = []
@@ -136,7 +152,8 @@ class Encoder(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # or every sum of the residual stream is in float32
         mask = None if mask is None else mask[:, None, None, :]
         for layer in self.layer:
-            x, attention = layer(x, mask, output_attentions)
+            wanted = positions if layer is self.layer[-1] and not output_attentions else None
+            x, attention = layer(x, mask, output_attentions, wanted)
             if attention is not None:
                 attentions.append(attention)
         return x, tuple(attentions) if output_attentions else None

@@ -21,6 +21,8 @@ from pixelbert.model.heads import ClassificationHead, ImageTextMatchingHead
 from pixelbert.model.modeling import PixelBertModel, PixelBertOutput, PixelBertPreTrainedModel
 from pixelbert.model.pixels import PixelFeatures
 
+CLS_ALONE: dict[str, Any] = {"positions": 1}  # of the last layer, all that these heads read
+
 
 @dataclass
 class TaskOutput(ModelOutput):
@@ -67,7 +69,7 @@ class PixelBertForQuestionAnswering(PixelBertPreTrainedModel):
             answer_targets: (P, A) in [0, 1], the accuracy that each answer would get; gives `loss`, the binary
                 cross-entropy summed over answers and questions.
         """
-        output: PixelBertOutput = self.pixelbert(features, *args, **inputs)
+        output: PixelBertOutput = self.pixelbert(features, *args, **CLS_ALONE | inputs)
         logits = self.classifier(output.pooler_output)
         loss = None
         if answer_targets is not None:
@@ -112,7 +114,7 @@ class PixelBertForImagesAndTextClassification(PixelBertPreTrainedModel):
             raise ValueError("expected input_ids (E, tokens) and image_index (E, 2): two images for each sentence")
         mask = None if attention_mask is None else attention_mask.repeat_interleave(self.IMAGES, 0)
         ids = input_ids.repeat_interleave(self.IMAGES, 0)
-        output: PixelBertOutput = self.pixelbert(features, ids, mask, image_index.flatten(), **inputs)
+        output: PixelBertOutput = self.pixelbert(features, ids, mask, image_index.flatten(), **CLS_ALONE | inputs)
         logits = self.classifier(output.pooler_output.unflatten(0, (-1, self.IMAGES)).flatten(1))  # type: ignore[union-attr]
         loss = None if labels is None else F.cross_entropy(logits, labels.long(), reduction="sum")
         return TaskOutput(loss=loss, logits=logits, attentions=output.attentions)
@@ -166,7 +168,7 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
             attention_mask = torch.ones_like(input_ids)
         if candidates is None:
             output: PixelBertOutput = self.pixelbert(
-                features, input_ids, attention_mask, image_index, output_attentions=output_attentions
+                features, input_ids, attention_mask, image_index, output_attentions=output_attentions, **CLS_ALONE
             )
             return TaskOutput(logits=self.itm_head(output.pooler_output), attentions=output.attentions)
         if hardest is None or hardest >= candidates - 1:
@@ -187,7 +189,7 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
     def _score(
         self, features: PixelFeatures | None, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor
     ) -> Tensor:
-        output: PixelBertOutput = self.pixelbert(features, input_ids, attention_mask, image_index)
+        output: PixelBertOutput = self.pixelbert(features, input_ids, attention_mask, image_index, **CLS_ALONE)
         return self.itm_head(output.pooler_output)
 
 

@@ -29,7 +29,7 @@ class PixelBertOutput(ModelOutput):
     """Output of `PixelBertModel`.
 
     Args:
-        last_hidden_state: (P, S, D), words first, then pixels.
+        last_hidden_state: (P, S, D), words first, then pixels; fewer if `positions` was given.
         pooler_output: (P, D), the joint embedding of each pair from [CLS].
         attentions: for each layer (P, A, S, S), if asked for.
         pixel_mask: (P, K), true where a pair has a pixel; None without images.
@@ -143,6 +143,7 @@ class PixelBertModel(PixelBertPreTrainedModel):
         pixel_index: Tensor | None = None,
         pixel_values: Tensor | Sequence[Tensor] | None = None,
         trunk_features: PixelFeatures | None = None,
+        positions: int | None = None,
         output_attentions: bool = False,
     ) -> PixelBertOutput:
         """One sequence {[CLS], w, [SEP], v} a pair (eq. 6) through the transformer.
@@ -154,6 +155,7 @@ class PixelBertModel(PixelBertPreTrainedModel):
             attention_mask: (P, L), 1 at tokens and 0 at padding; all tokens if None.
             image_index: (P,) the image of each pair; one sentence an image, in order, if None.
             pixel_index: (P, k) pixels sampled for each pair (see `gather_pixels`); all if None.
+            positions: compute only the first so many of the last layer's outputs; all if None.
             output_attentions: return attention weights (slower: not from the fused kernels).
         """
         if input_ids is None:
@@ -176,7 +178,7 @@ class PixelBertModel(PixelBertPreTrainedModel):
             pixels, pixel_mask = gather_pixels(features, image_index, pixel_index)
             x = torch.cat([x, pixels.to(x.dtype)], dim=1)
             mask = torch.cat([mask, pixel_mask], dim=1)
-        x, attentions = self.encoder(x, mask, output_attentions=output_attentions)
+        x, attentions = self.encoder(x, mask, positions=positions, output_attentions=output_attentions)
         return PixelBertOutput(
             last_hidden_state=x, pooler_output=self.pooler(x), attentions=attentions, pixel_mask=pixel_mask
         )
@@ -228,6 +230,7 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
             pixel_index=pixel_index,
             pixel_values=pixel_values,
             trunk_features=trunk_features,
+            positions=None if input_ids is None else input_ids.shape[1],  # the heads read no pixels
             output_attentions=output_attentions,
         )
         match_logits = self.itm_head(output.pooler_output)
