@@ -43,6 +43,16 @@ class TestQuestionAnswering:
         assert output.logits.shape == (2, 3)
         assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
+    def test_an_untrained_head_expects_one_answer_in_all(self, tiny_config: MakeConfig, tmp_path) -> None:
+        config = tiny_config(id2label={i: str(i) for i in range(200)}, initializer_range=1e-4)
+        model = seeded(PixelBertForQuestionAnswering, config)
+        total = model(**inputs(2, 2)).logits.sigmoid().sum(1)
+        torch.testing.assert_close(total, torch.ones(2), rtol=0, atol=0.01)
+        # Also where a checkpoint without this head is loaded.
+        PixelBertForImageAndTextRetrieval(config).save_pretrained(tmp_path)
+        loaded = PixelBertForQuestionAnswering.from_pretrained(tmp_path)
+        torch.testing.assert_close(loaded.classifier.out.bias, model.classifier.out.bias)
+
     def test_the_answers_are_saved_with_the_weights(self, tiny_config: MakeConfig, tmp_path) -> None:
         model = seeded(PixelBertForQuestionAnswering, tiny_config(id2label={0: "yes", 1: "no"}))
         model.save_pretrained(tmp_path)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelbert.metrics import retrieval
-from pixelbert.metrics.retrieval import fold_recall, recall_at_k
+from pixelbert.metrics.retrieval import fold_recall, query_recall, recall_at_k
 
 
 def test_by_hand() -> None:
@@ -130,3 +130,14 @@ def test_folds_take_their_own_captions_along() -> None:
 def test_refuses_what_can_not_be_ranked(scores: np.ndarray, owner: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recall_at_k(scores, owner)
+
+
+def test_some_queries_alone_rank_as_they_do_among_all() -> None:
+    rng = np.random.default_rng(4)
+    scores, owner = rng.integers(0, 5, (8, 24)).astype(float), np.repeat(np.arange(8), 3)
+    right = owner == np.arange(8)[:, None]
+    whole = recall_at_k(scores, owner)
+    for k in (1, 5, 10):
+        assert query_recall(scores, right)[k] == whole[f"image_to_text_r{k}"]
+        assert query_recall(scores.T, right.T)[k] == whole[f"text_to_image_r{k}"]
+    assert query_recall(np.zeros((2, 9)), np.eye(2, 9, dtype=bool))[5] == 0  # ties count against the model

@@ -317,6 +317,16 @@ def test_retrieval_from_a_pretrained_model(captions: Path, tmp_path: Path) -> No
     run = [line.split() for line in (tmp_path / "test" / "text_to_image.run").read_text().splitlines()]
     assert len(run) == 24 * 12
     assert [row[3] for row in run[:3]] == ["1", "2", "3"]
+    # Some queries against everything: of these captions and images, the same recall.
+    some = run_evaluation(final, captions, "test", tmp_path / "some", "--queries", "6")
+    assert (some["text_to_image_queries"], some["image_to_text_queries"]) == (6, 6)
+    part = np.load(tmp_path / "some" / "scores_text_to_image.npy")
+    assert part.shape == (6, 12)
+    assert {tuple(np.round(row, 4)) for row in part} <= {tuple(np.round(row, 4)) for row in scores}
+    every = run_evaluation(final, captions, "test", tmp_path / "every", "--queries", "24")
+    assert {k: v for k, v in every.items() if k in found and "_r" in k} == {
+        k: v for k, v in found.items() if k in every and "_r" in k
+    }
     # A pre-trained model ranks with its matching head.
     zero_shot = run_evaluation(pretrained, captions, "test", tmp_path / "zero", "--task", "retrieval")
     assert zero_shot["retrieval_captions"] == 24

@@ -28,7 +28,7 @@ from pixelbert.errors import PixelBertError
 from pixelbert.files import write_atomically
 from pixelbert.loading import load_checkpoint, trained_on
 from pixelbert.metrics.nlvr2 import nlvr2_scores
-from pixelbert.metrics.retrieval import fold_recall
+from pixelbert.metrics.retrieval import fold_recall, query_recall
 from pixelbert.progress import console
 from pixelbert.tasks import predictions
 from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
@@ -76,6 +76,7 @@ def evaluate(
     retrieval_images: int | None = None,
     captions_per_image: int | None = None,
     folds: int = 0,
+    queries: int = 0,
     questions: Path | None = None,
     allow_trained: bool = False,
     seed: int = 0,
@@ -101,6 +102,8 @@ def evaluate(
             captions are 5,000,000 forward passes of the transformer.
         captions_per_image: captions of each of these images, from the first; 0 for all. Null for all; for 1 with a
             pre-trained checkpoint.
+        queries: estimate retrieval by so many captions and so many images drawn at random, each against all images or
+            all captions, with the standard error of sampling; 0 for all pairs.
         folds: also the mean recall of so many equal folds of images: 5 for COCO's five folds of 1,000.
         questions: VQA's official questions file of the split: each of its questions must be answered, since the server
             rejects a file in which one is missing.
@@ -131,7 +134,7 @@ def evaluate(
     folder = output or default_folder(checkpoint, corpus, split)
     options = {"examples": examples, "seed": seed, "precision": precision}
     if kind == "retrieval":
-        options |= {"retrieval_images": retrieval_images, "captions_per_image": captions_per_image}
+        options |= {"retrieval_images": retrieval_images, "captions_per_image": captions_per_image, "queries": queries}
     predictions.claim(
         folder, {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance(), **options}
     )
@@ -152,6 +155,8 @@ def evaluate(
         result = evaluate_answers(run, chosen, seed, questions)
     elif kind == "reasoning":
         result = evaluate_statements(run, chosen, seed)
+    elif queries:
+        result = estimate_retrieval(run, retrieval_images, captions_per_image or 0, queries, seed)
     else:
         result = evaluate_retrieval(run, retrieval_images, captions_per_image or 0, folds)
     result = {
@@ -280,11 +285,41 @@ def evaluate_statements(run: Evaluation, chosen: Sequence[int], seed: int) -> di
     return result
 
 
+def gallery(corpus: Corpus, images: int | None, captions_per_image: int) -> tuple[list[int], list[int]]:
+    """The captions and the images that are ranked among each other."""
+    groups = corpus.examples_of_images(images)
+    captions = [e for es in groups.values() for e in (es[:captions_per_image] if captions_per_image else es)]
+    return captions, list(groups)
+
+
+def estimate_retrieval(
+    run: Evaluation, images: int | None, captions_per_image: int, queries: int, seed: int
+) -> dict[str, Any]:
+    """Recall both ways by some of the queries against everything, each with its standard error."""
+    captions, shown = gallery(run.corpus, images, captions_per_image)
+    rng = np.random.default_rng(seed)
+    some_captions = sorted(rng.permutation(captions)[:queries].tolist())
+    some_images = sorted(rng.permutation(shown)[:queries].tolist())
+    result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions)}
+    for way, rows, columns in (
+        ("text_to_image", some_captions, shown),
+        ("image_to_text", captions, some_images),
+    ):
+        scores = predictions.open_scores(run.folder / f"scores_{way}.npy", len(rows), len(columns))
+        score_all_pairs(run.model, run.processor, run.photos, rows, columns, scores, precision=run.precision)
+        right = run.corpus.image_of[rows][:, None] == np.array(columns)
+        found = query_recall(scores, right) if way == "text_to_image" else query_recall(scores.T, right.T)
+        number = len(rows) if way == "text_to_image" else len(columns)
+        result[f"{way}_queries"] = number
+        for k, recall in found.items():
+            result[f"{way}_r{k}"] = recall
+            result[f"{way}_r{k}_standard_error"] = (recall * (1 - recall) / number) ** 0.5
+    return result
+
+
 def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: int, folds: int) -> dict[str, Any]:
     """Recall both ways over all pairs, scores.npy and a run file for each way."""
-    groups = run.corpus.examples_of_images(images)
-    captions = [e for es in groups.values() for e in (es[:captions_per_image] if captions_per_image else es)]
-    shown = list(groups)
+    captions, shown = gallery(run.corpus, images, captions_per_image)
     scores = predictions.open_scores(run.folder / "scores.npy", len(captions), len(shown))
     score_all_pairs(run.model, run.processor, run.photos, captions, shown, scores, precision=run.precision)
     result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions)}
@@ -328,6 +363,9 @@ def print_table(result: dict[str, Any]) -> None:
             if f"{way}_r{k}" in result:
                 chance = f"{min(k / result['retrieval_images'], 1):.3f}"
                 meaning = f"chance among {result[items]:,}"
+                if f"{way}_queries" in result:
+                    error = result[f"{way}_r{k}_standard_error"]
+                    meaning += f"; {result[f'{way}_queries']} queries, standard error {error:.3f}"
                 row(f"{way.replace('_', ' ')} R@{k}", f"{way}_r{k}", chance, meaning)
     for key in result:
         if key.endswith("_folds"):

@@ -73,6 +73,22 @@ def fold_recall(
     return {name: sum(result[name] for result in results) / folds for name in results[0]}
 
 
+def query_recall(scores: np.ndarray, right: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """Recall at k of one way, for some of the queries: an estimate where all pairs are too dear to score.
+
+    Args:
+        scores: (queries, items), higher is better; all items, or it is another task.
+        right: (queries, items) true where an item is right; ties count against the model as in `recall_at_k`.
+
+    Returns:
+        k -> recall in [0, 1].
+    """
+    refuse_nan(scores)
+    best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+    place = ((scores >= best) & ~right).sum(axis=1)
+    return {k: float((place < k).mean()) for k in ks}
+
+
 def check(scores: np.ndarray, caption_image: np.ndarray) -> None:
     if scores.ndim != 2 or scores.shape[1] != len(caption_image) or not scores.size:
         raise ValueError(f"scores {scores.shape} and {len(caption_image)} captions: expected (images, captions)")

@@ -6,6 +6,7 @@ Shapes: P pairs of an image and a sentence, E examples, A answers, L word tokens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,8 @@ class PixelBertForQuestionAnswering(PixelBertPreTrainedModel):
     def __init__(self, config: PixelBertConfig) -> None:
         super().__init__(config)
         self.pixelbert = PixelBertModel(config)
-        self.classifier = ClassificationHead(config, config.hidden_size, len(config.id2label or ()))
+        answers = len(config.id2label or ())
+        self.classifier = ClassificationHead(config, config.hidden_size, answers, first_bias=-math.log(max(answers, 1)))
         self.post_init()
 
     @property

@@ -41,10 +41,17 @@ class ClassificationHead(nn.Module):
     """The multi-layer perceptron on the joint embedding (paper section 4.2): (P, inputs) -> (P, classes).
 
     The paper gives no sizes; these are LXMERT's and UNITER's: twice the transformer's width, GELU, LayerNorm.
+
+    Args:
+        inputs: width of the joint embedding, or of several.
+        classes: how many are scored.
+        first_bias: of the scores before training. With a sigmoid over thousands of answers, of which one is right, an
+            untrained head at 0.5 for each spends its first epochs on learning that most are wrong.
     """
 
-    def __init__(self, config: PixelBertConfig, inputs: int, classes: int) -> None:
+    def __init__(self, config: PixelBertConfig, inputs: int, classes: int, first_bias: float = 0.0) -> None:
         super().__init__()
+        self.first_bias = first_bias
         width = 2 * config.hidden_size
         self.dense = nn.Linear(inputs, width)
         self.activation = ACT2FN[config.hidden_act]

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.encoder import Encoder, Pooler, TextEmbeddings
-from pixelbert.model.heads import ImageTextMatchingHead, MaskedLanguageModelHead
+from pixelbert.model.heads import ClassificationHead, ImageTextMatchingHead, MaskedLanguageModelHead
 from pixelbert.model.pixels import PixelEmbedding, PixelFeatures, gather_pixels, grid_features
 from pixelbert.model.resnet import BACKBONES, ResNet
 
@@ -89,6 +89,8 @@ class PixelBertPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.semantic, std=std)
         elif isinstance(module, MaskedLanguageModelHead):
             nn.init.zeros_(module.bias)
+        elif isinstance(module, ClassificationHead):
+            nn.init.constant_(module.out.bias, module.first_bias)
 
 
 class PixelBertModel(PixelBertPreTrainedModel):
