@@ -37,6 +37,14 @@ class ImageTextMatchingHead(nn.Linear):
             return F.linear(x.float(), self.weight.float(), self.bias.float()).squeeze(-1)
 
 
+class BiasedLinear(nn.Linear):
+    """A linear layer whose biases start at `first_bias`."""
+
+    def __init__(self, inputs: int, outputs: int, first_bias: float) -> None:
+        super().__init__(inputs, outputs)
+        self.first_bias = first_bias
+
+
 class ClassificationHead(nn.Module):
     """The multi-layer perceptron on the joint embedding (paper section 4.2): (P, inputs) -> (P, classes).
 
@@ -51,12 +59,11 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, config: PixelBertConfig, inputs: int, classes: int, first_bias: float = 0.0) -> None:
         super().__init__()
-        self.first_bias = first_bias
         width = 2 * config.hidden_size
         self.dense = nn.Linear(inputs, width)
         self.activation = ACT2FN[config.hidden_act]
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.out = nn.Linear(width, classes)
+        self.out = BiasedLinear(width, classes, first_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """In float32 at the end, whatever the precision around it: rounded scores would tie."""

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.encoder import Encoder, Pooler, TextEmbeddings
-from pixelbert.model.heads import ClassificationHead, ImageTextMatchingHead, MaskedLanguageModelHead
+from pixelbert.model.heads import BiasedLinear, ImageTextMatchingHead, MaskedLanguageModelHead
 from pixelbert.model.pixels import PixelEmbedding, PixelFeatures, gather_pixels, grid_features
 from pixelbert.model.resnet import BACKBONES, ResNet
 
@@ -73,7 +73,7 @@ class PixelBertPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
-                nn.init.zeros_(module.bias)
+                nn.init.constant_(module.bias, module.first_bias if isinstance(module, BiasedLinear) else 0.0)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=std)
             if module.padding_idx is not None:
@@ -89,8 +89,6 @@ class PixelBertPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.semantic, std=std)
         elif isinstance(module, MaskedLanguageModelHead):
             nn.init.zeros_(module.bias)
-        elif isinstance(module, ClassificationHead):
-            nn.init.constant_(module.out.bias, module.first_bias)
 
 
 class PixelBertModel(PixelBertPreTrainedModel):
