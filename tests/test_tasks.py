@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -20,11 +21,12 @@ from pixelbert.metrics.retrieval import recall_at_k
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.fine_tuning import PixelBertForQuestionAnswering
 from pixelbert.tasks.predictions import PredictionLog, claim, open_scores
-from pixelbert.tasks.question_answering import QuestionData
-from pixelbert.tasks.reasoning import StatementData
+from pixelbert.tasks.question_answering import QuestionAnswering, QuestionData
+from pixelbert.tasks.reasoning import Reasoning, StatementData
 from pixelbert.tasks.retrieval import RankingData, Retrieval
 from pixelbert.tasks.scoring import pieces, shuffled_images
 from pixelbert.tasks.steps import StepData
+from pixelbert.tasks.task import Task
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 
@@ -163,6 +165,46 @@ def test_the_same_rows_on_any_number_of_devices(
     assert sorted(e for part in parts for e in part.examples) == sorted(expected.examples)
     name = {QuestionData: "answer_targets", StatementData: "labels", RankingData: "input_ids"}[kind]
     assert sum(part.inputs[name].sum() for part in parts) == expected.inputs[name].sum()
+
+
+@pytest.mark.parametrize("kind", [QuestionData, StatementData, RankingData])
+def test_a_step_is_the_same_however_it_is_cut(
+    kind: type[StepData], questions: Path, statements: Path, captions: Path
+) -> None:
+    """Loss and gradients of a step at once, and summed over two processes with small micro-batches."""
+    prepared = {QuestionData: questions, StatementData: statements, RankingData: captions}[kind]
+    ranking = Retrieval(wrong=4, hardest=2)
+    task: Task = {QuestionData: QuestionAnswering(), StatementData: Reasoning(), RankingData: ranking}[kind]
+    extra = {"task": ranking} if kind is RankingData else {}
+    corpus, processor = opened(prepared, "train")
+    torch.manual_seed(0)
+    shape = {k: v for k, v in SHAPE.items() if k not in ("dropout", "vocab_size")} | {"batch_norm": "frozen"}
+    config = PixelBertConfig(vocab_size=len(processor.tokenizer), **shape)
+    if kind is QuestionData:
+        config.update(task.head_config(corpus))
+    model = task.model_class(config).eval()
+
+    def step(parts: list[StepData]) -> tuple[float, dict[str, torch.Tensor], dict[str, float]]:
+        model.zero_grad()
+        logged: dict[str, float] = {}
+        total = 0.0
+        for data in parts:
+            for micro in range(data.micro_batches()):
+                loss, found = task.loss(model, data.batch(0, micro))
+                loss.backward()
+                total += loss.item()
+                for name, value in found.items():
+                    logged[name] = logged.get(name, 0.0) + float(value)
+        return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, logged
+
+    whole, gradients, logged = step([make_data(kind, prepared, "train", micro_batch=1000, **extra)])
+    cut, cut_gradients, cut_logged = step(
+        [make_data(kind, prepared, "train", rank=rank, world=2, micro_batch=10, **extra) for rank in (0, 1)]
+    )
+    assert cut == pytest.approx(whole, abs=1e-5)
+    assert cut_logged == pytest.approx(logged, abs=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(cut_gradients[name], gradient, rtol=1e-3, atol=1e-5)
 
 
 class TestRanking:

@@ -1,4 +1,4 @@
-"""Recipes, optimisers, schedules, the run's folder, stored features, and the road from the command line."""
+"""Optimisers, schedules, the run's folder, stored features, and the road from the command line."""
 
 import json
 from collections.abc import Callable
@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from PIL import Image
 
 from pixelbert import PixelBertForPreTraining, PixelBertModel, PixelBertProcessor, cli
@@ -24,76 +22,6 @@ from pixelbert.train.setup import build_model, build_processor
 
 MakeModel = Callable[..., PixelBertForPreTraining]
 RECIPES = Path(__file__).parents[1] / "recipes"
-
-
-def read_recipe(file: Path, *options: str) -> Recipe:
-    parser = ArgumentParser(exit_on_error=False)
-    arguments = ["--config", str(file), *options]
-    cli.train_parser(parser, arguments)
-    read = parser.instantiate(parser.parse_args(arguments))
-    return Recipe(**{name: value for name, value in vars(read).items() if name != "config"})
-
-
-class TestRecipes:
-    @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
-    def test_each_reads_and_opens_with_its_command(self, file: Path) -> None:
-        recipe = read_recipe(file)
-        assert recipe.data.train
-        assert f"train recipes/{file.name}" in file.read_text()
-
-    def test_paper_section_4_1(self) -> None:
-        r50, x152 = (read_recipe(RECIPES / f"pretrain_{name}.yaml") for name in ("r50", "x152"))
-        for recipe in (r50, x152):
-            optimizer = recipe.optimizer
-            assert (optimizer.cnn_lr, optimizer.cnn_weight_decay) == (1e-2, 5e-4)
-            assert (optimizer.lr, optimizer.weight_decay) == (1e-4, 1e-2)
-            assert (recipe.batch_size, recipe.epochs, optimizer.milestones) == (4096, 40, [25, 35])
-            assert recipe.task.pixels == 100
-            assert recipe.task.mask_probability == 0.15
-            assert recipe.task.mlm
-            assert recipe.task.itm
-        assert (r50.data.shortest_edge, r50.data.longest_edge) == (800, 1333)
-        assert (x152.data.shortest_edge, x152.data.longest_edge) == (600, 1000)
-        assert x152.model.backbone == "resnext152_32x8d"
-
-    def test_ablations_of_table_6_differ_in_one_thing(self) -> None:
-        base = read_recipe(RECIPES / "pretrain_r50.yaml")
-        changes = {"no_mlm": ("mlm", False), "no_itm": ("itm", False), "all_pixels": ("pixels", None)}
-        for name, (option, value) in changes.items():
-            recipe = read_recipe(RECIPES / f"pretrain_r50_{name}.yaml")
-            assert getattr(recipe.task, option) == value
-            setattr(recipe.task, option, getattr(base.task, option))
-            recipe.output = base.output
-            assert recipe == base
-
-    def test_options_win_over_the_file(self) -> None:
-        recipe = read_recipe(RECIPES / "tiny.yaml", "--optimizer.lr", "0.5", "--task.pixels", "null")
-        assert recipe.optimizer.lr == 0.5
-        assert recipe.task.pixels is None
-
-    def test_print_config_shows_every_field(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["train", str(RECIPES / "tiny.yaml"), "--print_config"])
-        assert stop.value.code == 0
-        shown = yaml.safe_load(capsys.readouterr().out)
-        assert shown["optimizer"]["cnn_momentum"] == 0.9
-        assert set(shown) >= {"task", "model", "data", "optimizer", "batch_size", "seed"}
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            (["--optimizer.speed", "3"], "optimizer.speed"),
-            (["--batch_size", "many"], "batch_size"),
-            (["--batch_size", "33"], "multiple of 2"),
-            (["--model.feature_cache", "x"], "freeze_backbone"),
-            (["--epochs", "0"], "epochs"),
-        ],
-    )
-    def test_mistakes_are_named(self, options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["train", str(RECIPES / "tiny.yaml"), *options])
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
 
 
 class TestOptimizers:
