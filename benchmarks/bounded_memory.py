@@ -64,8 +64,8 @@ def save_model(model_class: type, folder: Path, **options: object) -> None:
     """A tiny network with its processor."""
     tokenizer = learn_tokenizer((sentence(i) for i in range(2000)), 400)
     config = PixelBertConfig(
-        backbone="resnet14_small", vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=64, max_position_embeddings=32, **options,
+        backbone="resnet14_small", vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=1, intermediate_size=32, max_position_embeddings=32, **options,
     )  # fmt: skip
     model_class(config).save_pretrained(folder)
     PixelBertProcessor(PixelBertImageProcessor(64, 64), tokenizer, 24).save_pretrained(folder)

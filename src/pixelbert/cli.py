@@ -170,7 +170,7 @@ def shipped_recipe(path: str) -> str:
     return str(installed) if not Path(path).exists() and installed.exists() else path
 
 
-FLAGS = {"--strict", "--embed_images", "--overwrite", "--allow_leaks"}
+FLAGS = {"--strict", "--embed_images", "--overwrite", "--allow_leaks", "--allow_trained"}
 
 
 class Command(NamedTuple):

@@ -25,7 +25,7 @@ from pixelbert.data.sources.streaming import iter_json_array
 from pixelbert.data.sources.vqa2 import QUESTIONS
 from pixelbert.data.store import SKIPPED
 from pixelbert.errors import PixelBertError
-from pixelbert.files import write_atomically
+from pixelbert.files import write_json
 from pixelbert.loading import load_checkpoint, trained_on
 from pixelbert.metrics.nlvr2 import nlvr2_scores
 from pixelbert.metrics.retrieval import fold_recall, query_recall
@@ -124,7 +124,7 @@ def evaluate(
     if learned and not allow_trained:
         raise PixelBertError(
             f"{checkpoint} was trained on {learned}, so its figures there say nothing about new data; measure another "
-            "split, or say --allow_trained true to have them marked"
+            "split, or say --allow-trained to have them marked"
         )
     model, processor, _ = load_checkpoint(checkpoint, device)
     kind = task or KINDS[type(model).__name__]
@@ -135,9 +135,9 @@ def evaluate(
     options = {"examples": examples, "seed": seed, "precision": precision}
     if kind == "retrieval":
         options |= {"retrieval_images": retrieval_images, "captions_per_image": captions_per_image, "queries": queries}
-    predictions.claim(
-        folder, {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance(), **options}
-    )
+    identity = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance(), **options}
+    if kind != "pretraining":  # which keeps no predictions
+        predictions.claim(folder, identity)
     run = Evaluation(model, processor, Photos(corpus, processor.image_processor), folder, precision, controls)
     chosen = range(len(corpus))[:examples]
     if kind == "pretraining":
@@ -169,8 +169,7 @@ def evaluate(
     print_table(result)
     for file in (folder / "metrics.json", json):
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json_module.dumps(result, indent=2) + "\n")
+            write_json(file, result)
     console.print(f"metrics and predictions are in {folder}")
     return result
 
