@@ -58,10 +58,6 @@ class PixelBertForQuestionAnswering(PixelBertPreTrainedModel):
         """(A,) the answers that the logits are about."""
         return list((self.config.id2label or {}).values())
 
-    def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
-        """See `PixelBertModel.encode_images`."""
-        return self.pixelbert.encode_images(pixel_values)
-
     def forward(
         self, features: PixelFeatures | None = None, *args: Any, answer_targets: Tensor | None = None, **inputs: Any
     ) -> TaskOutput:
@@ -89,10 +85,6 @@ class PixelBertForImagesAndTextClassification(PixelBertPreTrainedModel):
         self.pixelbert = PixelBertModel(config)
         self.classifier = ClassificationHead(config, self.IMAGES * config.hidden_size, 2)
         self.post_init()
-
-    def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
-        """See `PixelBertModel.encode_images`."""
-        return self.pixelbert.encode_images(pixel_values)
 
     def forward(
         self,
@@ -133,10 +125,6 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
         self.pixelbert = PixelBertModel(config)
         self.itm_head = ImageTextMatchingHead(config)
         self.post_init()
-
-    def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
-        """See `PixelBertModel.encode_images`."""
-        return self.pixelbert.encode_images(pixel_values)
 
     def forward(
         self,

@@ -67,6 +67,10 @@ class PixelBertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "pixelbert"
     main_input_name = "input_ids"
 
+    def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
+        """Images to pixel embeddings (eq. 5); see `PixelBertModel.encode_images`."""
+        return cast(PixelBertModel, self.base_model).encode_images(pixel_values)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -193,10 +197,6 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         self.mlm_head = MaskedLanguageModelHead(config)
         self.itm_head = ImageTextMatchingHead(config)
         self.post_init()
-
-    def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
-        """See `PixelBertModel.encode_images`."""
-        return self.pixelbert.encode_images(pixel_values)
 
     def forward(
         self,
