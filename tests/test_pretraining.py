@@ -18,7 +18,7 @@ from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.modeling import IGNORE, PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.tasks.pretraining import Pretraining, PretrainingData, sample_pixels
-from pixelbert.tasks.sentences import mask_tokens, mismatched_example
+from pixelbert.tasks.sentences import mask_tokens, mismatched_example, names_a_side
 from pixelbert.tasks.steps import StepBatch
 
 
@@ -98,6 +98,25 @@ class TestOrder:
         items = [list(range(total))[share(total, part, parts)] for part in range(parts)]
         assert [item for part in items for item in part] == list(range(total))
         assert max(map(len, items)) - min(map(len, items)) <= 1
+
+
+def test_half_of_the_images_are_mirrored_unless_a_sentence_names_a_side(
+    corpus: Corpus, processor: PixelBertProcessor
+) -> None:
+    data = make_data(corpus, processor)
+    data.mirror = True
+    pairs = [pair for step in range(20) for pair in data.plan(step)]
+    by_side: dict[bool, list[bool]] = {True: [], False: []}
+    for pair in pairs:
+        by_side[names_a_side(corpus.text(pair.example))].append(pair.view.mirrored)
+    assert by_side[True]
+    assert not any(by_side[True])
+    assert 0.4 < np.mean(by_side[False]) < 0.6
+    # Matched and mismatched alike, or the mirroring would give the label away.
+    rates = [np.mean([pair.view.mirrored for pair in pairs if pair.matched is matched]) for matched in (True, False)]
+    assert rates[0] == rates[1]
+    assert names_a_side("a dog to the left of a cat")
+    assert not names_a_side("a bright cleft")
 
 
 class TestMasking:

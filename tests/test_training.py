@@ -89,13 +89,31 @@ def test_stored_features_are_those_of_the_cnn(tmp_path: Path, tiny_model: MakeMo
         stored.values.float(), direct.values, rtol=0.05, atol=0.02 * direct.values.detach().max().item()
     )
 
+    mirrored = build_feature_cache(model, corpus, processor, tmp_path / "features", mirror=True)
+    flipped = model.trunk_features([processor.to_tensor(corpus.load_image(3)).flip(-1)]).values
+    tolerance = {"rtol": 0.05, "atol": 0.02 * flipped.detach().max().item()}
+    torch.testing.assert_close(mirrored.get([View(3, True)]).values.float(), flipped, **tolerance)
+    assert torch.equal(mirrored.get([View(3)]).values, cache.get([View(3)]).values)
+    assert not torch.equal(mirrored.get([View(3)]).values, mirrored.get([View(3, True)]).values)
+
+    # One file a data set: more data sets, or other splits, make no file anew.
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "features").iterdir()}
+    more = Corpus([*corpus.sources, *resolve_scenes(["scenes:7-9"], tmp_path)])
+    both = build_feature_cache(model, more, processor, tmp_path / "features")
+    assert torch.equal(both.get([View(3)]).values, cache.get([View(3)]).values)
+    last = len(more.sizes) - 1
+    added = model.trunk_features([processor.to_tensor(more.load_image(last))]).values
+    torch.testing.assert_close(both.get([View(last)]).values.float(), added, **tolerance)
+    after = {f: f.stat().st_mtime_ns for f in (tmp_path / "features").iterdir()}
+    assert before.items() < after.items()
+
+    before = after
     build_feature_cache(model, corpus, processor, tmp_path / "features")
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "features").iterdir()} == before  # read, not made again
     with torch.no_grad():
         model.backbone.conv1.weight += 0.1
     build_feature_cache(model, corpus, processor, tmp_path / "features")
-    assert len(list((tmp_path / "features").iterdir())) == 2  # other weights, other file
+    assert len(list((tmp_path / "features").iterdir())) == len(before) + 1  # other weights, other file
 
 
 def test_from_a_folder_of_photos_to_a_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
