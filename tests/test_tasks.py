@@ -27,6 +27,8 @@ from pixelbert.tasks.retrieval import RankingData, Retrieval
 from pixelbert.tasks.scoring import pieces, shuffled_images
 from pixelbert.tasks.steps import StepData
 from pixelbert.tasks.task import Task
+from pixelbert.train.recipe import ModelRecipe, Recipe
+from pixelbert.train.setup import build_model
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 
@@ -309,6 +311,24 @@ def test_question_answering(questions: Path, tmp_path: Path, capsys: pytest.Capt
         run_evaluation(final, questions, "train", tmp_path / "train")
     assert "was trained on vqa:train" in capsys.readouterr().err
     assert run_evaluation(final, questions, "train", tmp_path / "train", "--allow_trained", "true")["trained_on"]
+
+
+def test_a_model_of_other_answers_keeps_those_it_knows(questions: Path, tmp_path: Path) -> None:
+    corpus, processor = opened(questions, "train")
+    answers = ["purple", "red", "no", "blue", "yes", "green"]  # as many as the data have, others and in another order
+    assert len(answers) == len(corpus.answers)
+    shape = {k: v for k, v in SHAPE.items() if k not in ("dropout", "vocab_size")}
+    config = PixelBertConfig(vocab_size=len(processor.tokenizer), id2label=dict(enumerate(answers)), **shape)
+    before = PixelBertForQuestionAnswering(config)
+    before.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    recipe = Recipe(task=QuestionAnswering(), model=ModelRecipe(checkpoint=str(tmp_path)))
+    after, _ = build_model(recipe, processor.tokenizer, corpus)
+    assert after.answers == corpus.answers
+    for i, answer in enumerate(after.answers):
+        same = [torch.equal(after.classifier.out.weight[i], row) for row in before.classifier.out.weight]
+        assert same == [answer == known for known in answers]
+    assert torch.equal(after.classifier.dense.weight, before.classifier.dense.weight)
 
 
 def test_reasoning_over_two_photos(statements: Path, tmp_path: Path) -> None:

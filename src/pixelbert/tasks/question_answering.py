@@ -20,6 +20,7 @@ from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import Draw
 from pixelbert.errors import PixelBertError
+from pixelbert.loading import load_checkpoint
 from pixelbert.metrics.vqa import answer_accuracy, soft_targets
 from pixelbert.model.fine_tuning import PixelBertForQuestionAnswering
 from pixelbert.tasks.scoring import score_examples, shuffled_images
@@ -46,6 +47,20 @@ class QuestionAnswering(Task):
         if not corpus.answers:
             raise PixelBertError(f"{corpus.sources[0]}: its answer vocabulary is empty; prepare it with its answers")
         return {"id2label": dict(enumerate(corpus.answers)), "label2id": {a: i for i, a in enumerate(corpus.answers)}}
+
+    def adapt_head(self, model: PixelBertForQuestionAnswering, checkpoint: str) -> None:
+        """A model that knows other answers keeps what it knows of those that are also in the data; the rest is new."""
+        before, _, _ = load_checkpoint(checkpoint, "cpu")
+        if not isinstance(before, PixelBertForQuestionAnswering) or before.answers == model.answers:
+            return
+        place = {answer: i for i, answer in enumerate(before.answers)}
+        old, new = before.classifier.out, model.classifier.out
+        with torch.no_grad():
+            nn.init.normal_(new.weight, std=model.config.initializer_range)
+            nn.init.constant_(new.bias, new.first_bias)
+            for i, answer in enumerate(model.answers):
+                if answer in place:
+                    new.weight[i], new.bias[i] = old.weight[place[answer]], old.bias[place[answer]]
 
     def data(self, *args: Any, **options: Any) -> QuestionData:
         """See `Task.data`."""

@@ -40,6 +40,9 @@ class Task(ABC):
         """Fields of the configuration that the head takes from the training data."""
         return {}
 
+    def adapt_head(self, model: Any, checkpoint: str) -> None:  # noqa: B027 (most heads have no names in them)
+        """Make a head that was loaded from a checkpoint fit the training data, where its size alone doesn't tell."""
+
     def freeze_unused(self, model: Any) -> None:  # noqa: B027 (most tasks use all there is)
         """Don't train what no loss reaches."""
 

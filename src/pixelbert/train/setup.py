@@ -85,6 +85,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corp
             recipe.model.checkpoint, "cpu", recipe.task.model_class, new_head=True, **dropout(recipe.model) | head
         )
         model = loaded.model.float()
+        recipe.task.adapt_head(model, recipe.model.checkpoint)
         kept = [name for name in model.state_dict() if name not in loaded.missing]
         reports.append(LoadReport(recipe.model.checkpoint, tuple(kept), missing=tuple(loaded.missing)))
     else:
