@@ -10,13 +10,13 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from transformers.utils import logging
 
 import pixelbert.demo
 from pixelbert.predict import PixelBert
+from pixelbert.predict.maps import overlay
 
 PHOTOS, WORDS, LAYER = 3, 3, 0
 
@@ -32,19 +32,17 @@ def main(checkpoint: str, output: str) -> None:
         photo = Image.open(folder / name)
         caption = captions[name][0]
         others = [c[0] for n, c in captions.items() if n != name]
-        scores = model.match(photo, [caption, *others])
+        scores = model.match(photo, [caption, *others])[0]
         row[0].imshow(photo)
         row[0].set_title(
             f"“{wrapped(caption)}”\np = {scores[0]:.2f}, place {1 + sum(s >= scores[0] for s in scores[1:])}"
             f" of {len(scores)}",
             fontsize=7,
         )
-        words = [(word, grid) for word, grid in model.attend(photo, caption, LAYER) if len(word) >= 5][:WORDS]
-        for ax, (word, grid) in zip(row[1:], words, strict=False):
-            smooth = Image.fromarray(grid.astype(np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
-            ax.imshow(photo.convert("L"), cmap="gray")
-            ax.imshow(np.asarray(smooth), cmap="inferno", alpha=0.55)
-            ax.set_title(word, fontsize=9)
+        words = [found for found in model.attend(photo, caption, layer=LAYER) if len(found.word) >= 5][:WORDS]
+        for ax, found in zip(row[1:], words, strict=False):
+            ax.imshow(overlay(photo, found.map))
+            ax.set_title(found.word, fontsize=9)
         for ax in row:
             ax.axis("off")
     figure.savefig(output, dpi=90)

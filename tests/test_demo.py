@@ -19,10 +19,10 @@ from pixelbert.data.processing import PixelBertImageProcessor, learn_tokenizer
 from pixelbert.data.sources.scenes import SIDE, Scene, make_scene, resolve_scenes
 from pixelbert.demo.measure import FIRST_HELD_OUT, Results, coverage, measure, metric_rows, point
 from pixelbert.demo.recipe import HELD_OUT_SCENES, TRAINING_SCENES, demo_recipe
-from pixelbert.demo.report import SHOWN_PHOTOS, link, whole_words, write_report
+from pixelbert.demo.report import SHOWN_PHOTOS, link, naming_words, write_report
 from pixelbert.demo.sample import TRAINED, Photo, prepare_photos, shipped_photos
 from pixelbert.errors import PixelBertError
-from pixelbert.predict import PixelBert
+from pixelbert.predict import PixelBert, WordMap
 from pixelbert.tasks.pretraining import mismatched_example
 from pixelbert.train.setup import build_config
 
@@ -128,13 +128,13 @@ def test_pointing_finds_attention_on_the_named_thing(model: PixelBert, monkeypat
     two = [scene for scene in (make_scene(i) for i in range(20)) if len(scene.things) == 2]
     sentences = {id(scene.image): scene for scene in two}
 
-    def perfect(image: PIL.Image.Image, sentence: str, layer: int = 0) -> list[tuple[str, np.ndarray]]:
+    def perfect(image: PIL.Image.Image, sentence: str, layer: int) -> list[WordMap]:
         a, b = (coverage(sentences[id(image)].mask(t), (4, 4)) for t in sentences[id(image)].things)
         maps = [a, a, a, b, b, b, b]
-        return [(word, m / m.sum()) for word, m in zip(sentence.split(), maps, strict=True)]
+        return [WordMap(word, m / m.sum(), 1.0) for word, m in zip(sentence.split(), maps, strict=True)]
 
-    def even(image: PIL.Image.Image, sentence: str, layer: int = 0) -> list[tuple[str, np.ndarray]]:
-        return [(word, np.full((4, 4), 1 / 16)) for word in sentence.split()]
+    def even(image: PIL.Image.Image, sentence: str, layer: int) -> list[WordMap]:
+        return [WordMap(word, np.full((4, 4), 1 / 16), 1.0) for word in sentence.split()]
 
     monkeypatch.setattr(model, "attend", perfect)
     best = point(model, two, 0)
@@ -149,10 +149,10 @@ def test_pointing_finds_attention_on_the_named_thing(model: PixelBert, monkeypat
     assert flat.uniform == pytest.approx(area)
 
 
-def test_word_pieces_become_words() -> None:
-    maps = [("a", 1.0), ("ska", 2.0), ("##te", 4.0), (".", 9.0), ("dog", 5.0), ("dog", 6.0)]
-    words = whole_words([(piece, np.full((1, 1), value)) for piece, value in maps])
-    assert [(word, float(m[0, 0])) for word, m in words] == [("skate", 3.0), ("dog", 5.0)]
+def test_words_that_name_nothing_are_left_out() -> None:
+    written = [("A", 1.0), ("skate", 3.0), (".", 9.0), ("dog", 5.0), ("Dog", 6.0)]
+    words = naming_words([WordMap(word, np.full((1, 1), value), 1.0) for word, value in written])
+    assert [(word, float(m[0, 0])) for word, m, _ in words] == [("skate", 3.0), ("dog", 5.0)]
 
 
 def test_figures_stand_beside_chance(results: Results, tmp_path: Path) -> None:

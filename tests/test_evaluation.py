@@ -79,7 +79,7 @@ def test_the_report_of_a_model(setting: Setting) -> None:
     owner = np.array([list(groups).index(int(corpus.image_of[c])) for c in captions])
     photos = [corpus.load_image(image) for image in groups]
     matcher = PixelBert(model, processor)
-    scores = np.array([[matcher.match(photo, [corpus.text(c)])[0] for c in captions] for photo in photos])
+    scores = np.array([[matcher.match(photo, corpus.text(c)).item() for c in captions] for photo in photos])
     for name, value in recall_at_k(scores, owner).items():
         assert result[name] == pytest.approx(value)
     assert (result["retrieval_images"], result["retrieval_captions"]) == (6, 12)

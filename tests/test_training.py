@@ -164,8 +164,9 @@ def test_from_a_folder_of_photos_to_a_score(tmp_path: Path, capsys: pytest.Captu
     assert metrics["retrieval_images"] == metrics["retrieval_captions"] > 0
 
     capsys.readouterr()
-    cli.main(["match", final, str(photos / "0.jpg"), "a red wall", "a blue wall", "--json"])
-    scores = json.loads(capsys.readouterr().out)
+    matched = ["match", str(photos / "0.jpg"), "a red wall", "a blue wall", "--checkpoint", final]
+    cli.main([*matched, "--precision", "fp32", "--json"])
+    scores = {entry["text"]: entry["score"] for entry in json.loads(capsys.readouterr().out)["scores"]}
     model, processor = (
         PixelBertForPreTraining.from_pretrained(final).eval(),
         PixelBertProcessor.from_pretrained(final),
@@ -177,8 +178,8 @@ def test_from_a_folder_of_photos_to_a_score(tmp_path: Path, capsys: pytest.Captu
     for bad, message in (
         (["evaluate", str(photos), "--data", str(prepared), "--split", "val"], "no Pixel-BERT checkpoint"),
         (["evaluate", final, "--data", str(prepared), "--split", "dev"], "val"),
-        (["match", final, str(photos / "captions.csv"), "x"], "captions.csv"),
-        (["match", final, str(photos / "none.jpg"), "x"], "none.jpg"),
+        (["match", str(photos / "captions.csv"), "x", "--checkpoint", final], "captions.csv"),
+        (["match", str(photos / "none.jpg"), "x", "--checkpoint", final], "none.jpg"),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(bad)

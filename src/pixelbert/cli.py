@@ -1,8 +1,7 @@
-"""The command line, derived from typed signatures: `pixelbert prepare | train | evaluate | score | match | convert`."""
+"""The command line, derived from typed signatures: `pixelbert prepare | train | evaluate | score | match | ...`."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from transformers.utils import logging as transformers_logging
 
 from pixelbert.errors import PixelBertError
+from pixelbert.predict.commands import INFERENCE, positionals_last
 
 OVERVIEW = """usage: pixelbert COMMAND ... (pixelbert COMMAND --help tells all of each)
 
@@ -23,7 +23,8 @@ Pixel-BERT: one transformer over image pixels and sentences, with no object dete
   pixelbert train recipes/tiny.yaml --output runs/tiny
   pixelbert evaluate runs/tiny/final --data prepared/flickr8k --split val --json metrics.json
   pixelbert score nlvr2 --data dev.json --predictions predictions.csv --json scores.json
-  pixelbert match runs/tiny/final photo.jpg "a dog on a beach" "a plate of food"
+  pixelbert match photo.jpg "a dog on a beach" "a plate of food" --checkpoint runs/tiny/final
+  pixelbert attend photo.jpg "a dog on a beach" --token dog --out map.png --checkpoint runs/tiny/final
 
 commands:
 """
@@ -121,24 +122,6 @@ def score_command(args: Namespace) -> None:
     scorers()[args.kind](**vars(args[args.kind]))
 
 
-def match_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    parser.add_argument("checkpoint", type=str, help="folder of a trained model (DIR/final of a run)")
-    parser.add_argument("photo", type=Path, help="an image file")
-    parser.add_argument("sentences", type=str, nargs="+", help="one or several sentences")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def match_command(args: Namespace) -> None:
-    from pixelbert.predict import PixelBert
-
-    scores = PixelBert.from_pretrained(args.checkpoint).match(args.photo, args.sentences)
-    if args.json:
-        print(json.dumps(dict(zip(args.sentences, scores, strict=True))))
-    else:
-        for score, sentence in sorted(zip(scores, args.sentences, strict=True), reverse=True):
-            print(f"{score:.3f}  {sentence}")
-
-
 def convert_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     parser.add_argument("source", type=Path, help="Detectron's .pkl, such as X-152-32x8d-IN5k.pkl")
     parser.add_argument("output", type=Path, help=".safetensors file to write, for model.backbone_init")
@@ -199,7 +182,7 @@ COMMANDS = {
         score_parser,
         score_command,
     ),
-    "match": Command("Score sentences against a photo, from 0 to 1.", match_parser, match_command),
+    **{name: Command(*entry) for name, entry in INFERENCE.items()},
     "convert": Command(
         "Turn a Detectron ResNeXt .pkl into weights for model.backbone_init.", convert_parser, convert_command
     ),
@@ -226,9 +209,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments[:1] = ["--config", shipped_recipe(arguments[0])]
     try:
         parser = ArgumentParser(prog=f"pixelbert {name}", description=command.help)
-        if name != "match":  # whose sentences are anything
-            arguments = normalise(arguments)
+        inference = name in INFERENCE  # whose texts are anything
+        arguments = arguments if inference else normalise(arguments)
         command.arguments(parser, arguments)
+        arguments = positionals_last(parser, arguments) if inference else arguments
         command.run(parser.instantiate(parser.parse_args(arguments)))
     except (PixelBertError, OSError) as error:  # a disk that is full or read-only, say
         print(f"pixelbert {name}: {error}", file=sys.stderr)

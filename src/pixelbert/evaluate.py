@@ -19,6 +19,7 @@ import torch
 from rich.table import Table
 
 from pixelbert.data.corpus import Corpus
+from pixelbert.data.feature_cache import build_feature_cache
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sources.streaming import iter_json_array
@@ -29,6 +30,7 @@ from pixelbert.files import write_json
 from pixelbert.loading import load_checkpoint, trained_on
 from pixelbert.metrics.nlvr2 import nlvr2_scores
 from pixelbert.metrics.retrieval import fold_recall, query_recall
+from pixelbert.model.resnet import channels_last, folded
 from pixelbert.progress import console
 from pixelbert.tasks import predictions
 from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
@@ -79,6 +81,7 @@ def evaluate(
     queries: int = 0,
     questions: Path | None = None,
     allow_trained: bool = False,
+    feature_cache: Path | None = None,
     seed: int = 0,
     precision: Precision = "bf16",
     device: str | None = None,
@@ -102,12 +105,14 @@ def evaluate(
             captions are 5,000,000 forward passes of the transformer.
         captions_per_image: captions of each of these images, from the first; 0 for all. Null for all; for 1 with a
             pre-trained checkpoint.
-        queries: estimate retrieval by so many captions and so many images drawn at random, each against all images or
-            all captions, with the standard error of sampling; 0 for all pairs.
+        queries: estimate retrieval by so many captions drawn at random, each against all images, and by as many images
+            against all captions as take the same time; with the standard error of sampling. 0 for all pairs.
         folds: also the mean recall of so many equal folds of images: 5 for COCO's five folds of 1,000.
         questions: VQA's official questions file of the split: each of its questions must be answered, since the server
             rejects a file in which one is missing.
         allow_trained: measure on a split that the checkpoint was trained on. The metrics are marked.
+        feature_cache: a folder of stored CNN features, as of training's model.feature_cache: photos that are there are
+            not encoded again, others are added. For many measurements with one CNN.
         seed: of masks, mismatched sentences and shuffled photos.
         precision: bf16 (autocast; twice as fast and more) or fp32.
         device: cuda, mps or cpu; the best there is if null.
@@ -138,7 +143,10 @@ def evaluate(
     identity = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance(), **options}
     if kind != "pretraining":  # which keeps no predictions
         predictions.claim(folder, identity)
-    run = Evaluation(model, processor, Photos(corpus, processor.image_processor), folder, precision, controls)
+    images = processor.image_processor
+    cache = build_feature_cache(model.pixelbert, corpus, images, feature_cache) if feature_cache else None
+    model.pixelbert.backbone = channels_last(folded(model.pixelbert.backbone))  # the same function, faster
+    run = Evaluation(model, processor, Photos(corpus, images, cache), folder, precision, controls)
     chosen = range(len(corpus))[:examples]
     if kind == "pretraining":
         result: dict[str, Any] = evaluate_pretraining(
@@ -298,7 +306,7 @@ def estimate_retrieval(
     captions, shown = gallery(run.corpus, images, captions_per_image)
     rng = np.random.default_rng(seed)
     some_captions = sorted(rng.permutation(captions)[:queries].tolist())
-    some_images = sorted(rng.permutation(shown)[:queries].tolist())
+    some_images = sorted(rng.permutation(shown)[: max(queries * len(shown) // len(captions), 1)].tolist())
     result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions)}
     for way, rows, columns in (
         ("text_to_image", some_captions, shown),

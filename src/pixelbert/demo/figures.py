@@ -1,42 +1,12 @@
-"""Pictures of the report, as text that stands in the page itself: photos, heat over photos, curves."""
+"""The charts of the report, as SVG that stands in the page itself."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-import matplotlib
 import numpy as np
-import PIL.Image
-
-SIDE = 224  # pixels of a picture in the report
-FULL = 3.0  # times even attention at which the heat scale ends
-
-
-def inlined(image: PIL.Image.Image, side: int = SIDE) -> str:
-    """An image as a data: address, scaled to `side` pixels."""
-    buffer = io.BytesIO()
-    image.convert("RGB").resize((side, side), PIL.Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def heat(image: PIL.Image.Image, weights: np.ndarray) -> PIL.Image.Image:
-    """Attention over an image (paper Fig. 3), smoothly scaled up; even attention is a third of the colour scale.
-
-    Args:
-        weights: (rows, columns) that sum to 1.
-    """
-    times = PIL.Image.fromarray((weights * weights.size).astype(np.float32))
-    smooth = np.asarray(times.resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC))
-    level = np.clip(smooth / FULL, 0, 1)
-    colour = matplotlib.colormaps["inferno"](level)[..., :3]
-    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), PIL.Image.Resampling.BICUBIC))[..., None] / 255
-    strength = (0.35 + 0.35 * level)[..., None]  # the image stays visible where there is little to show
-    mixed = strength * colour + (1 - strength) * grey
-    return PIL.Image.fromarray((mixed * 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)

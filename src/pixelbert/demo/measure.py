@@ -79,9 +79,9 @@ def point(model: PixelBert, scenes: list[Scene], layer: int) -> Pointing:
         if len(scene.things) < 2:
             continue
         a, b = scene.things
-        maps = model.attend(scene.image, f"{a.phrase} and {b.phrase}", layer)
+        maps = model.attend(scene.image, f"{a.phrase} and {b.phrase}", layer=layer)
         for thing, other, words in ((a, b, maps[: len(maps) // 2]), (b, a, maps[len(maps) // 2 :])):
-            for word, weights in words:
+            for word, weights, _ in words:
                 if word in (thing.colour, thing.shape):
                     rows.append(fall(scene, thing, other, weights))
     mean = np.mean(rows, axis=0).tolist()

@@ -17,15 +17,17 @@ import numpy as np
 import PIL.Image
 
 from pixelbert.data.sources.scenes import Scene
-from pixelbert.demo.figures import FULL, Curve, chart, heat, inlined, smoothed
+from pixelbert.demo.figures import Curve, chart, smoothed
 from pixelbert.demo.measure import CANDIDATES, Results, metric_rows
 from pixelbert.demo.sample import TRAINED, Photo
-from pixelbert.predict import PixelBert
+from pixelbert.predict import PixelBert, WordMap
+from pixelbert.predict.maps import FULL, inlined, overlay, shrunk
 
 SHOWN_SCENES, SHOWN_PHOTOS = 6, 8  # whose best-scoring sentences are shown
 ATTENDED_SCENES, ATTENDED_PHOTOS = 3, 4  # whose attention is shown
 BEST = 3  # sentences shown with each image
 WORDS = 5  # words shown with each image
+SIDE, SMALL = 224, 88  # pixels of a picture, and of one in the list of credits
 # Words whose attention is not shown, since they name nothing.
 LITTLE_WORDS = re.compile(
     r"an?|and|are|as|at|be|by|for|from|has|her|his|in|into|is|its?|of|off|on|or|some|that|the|their|there|this|to|two|with"
@@ -77,12 +79,12 @@ def write_report(
         "scene_pool": len(pool),
         "scene_count": len(scenes[:CANDIDATES]),
         "scenes": "".join(
-            scored(s.image, pool, model.match(s.image, pool), [text in s.truths for text in pool])
+            scored(s.image, pool, model.match(s.image, pool)[0], [text in s.truths for text in pool])
             for s in scenes[:SHOWN_SCENES]
         ),
         "photos_shown": len(pictures),
         "photos": "".join(
-            scored(picture, captions, model.match(picture, captions), [other is photo for other in photos])
+            scored(picture, captions, model.match(picture, captions)[0], [other is photo for other in photos])
             for photo, picture in zip(photos, pictures, strict=False)
         ),
         "pointing_words": f"{results.pointing[0].words:,}",
@@ -94,7 +96,7 @@ def write_report(
         "model": escape(str(run / "final")),
         "credits": credit(photos, pictures),
     }
-    rows, _ = model.attend(scenes[0].image, scenes[0].sentences[0])[0][1].shape
+    rows, _ = model.attend(scenes[0].image, scenes[0].sentences[0])[0].map.shape
     page = Template((package / "page.html").read_text(encoding="utf-8"))
     file.write_text(page.substitute(parts, patch=f"1/{rows}"), encoding="utf-8")
 
@@ -181,9 +183,9 @@ def charts(trained: Sequence[Row], checked: Sequence[Row], per_step: int) -> str
     return left + chart("Masked words: loss over pairs seen", masked, 0.0, 6.0, (0, 1, 2, 3, 4, 5, 6))
 
 
-def scored(picture: PIL.Image.Image, sentences: Sequence[str], scores: Sequence[float], right: Sequence[bool]) -> str:
+def scored(picture: PIL.Image.Image, sentences: Sequence[str], scores: np.ndarray, right: Sequence[bool]) -> str:
     """One image with its best-scoring sentences, and where the best right one stands."""
-    order = np.argsort(-np.asarray(scores), kind="stable").tolist()
+    order = np.argsort(-scores, kind="stable").tolist()
     place = next(i for i, s in enumerate(order, start=1) if right[s])
     lines = "".join(
         f'<li class="{"right" if right[s] else "wrong"}"><span class="score">{scores[s]:.2f}</span>'
@@ -193,34 +195,31 @@ def scored(picture: PIL.Image.Image, sentences: Sequence[str], scores: Sequence[
     best = order[place - 1]
     missed = "" if place <= BEST else f": {escape(sentences[best])} ({scores[best]:.2f})"
     return (
-        f'<div class="item"><img alt="" src="{inlined(picture)}"><div><ol>{lines}</ol>'
+        f'<div class="item"><img alt="" src="{inlined(picture, SIDE)}"><div><ol>{lines}</ol>'
         f'<p class="place">right sentence in place {place} of {len(order)}{missed}</p></div></div>'
     )
 
 
-def whole_words(maps: Sequence[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """Word pieces joined to words, their maps averaged; little words left out, repeated ones kept once."""
-    words: list[tuple[str, list[np.ndarray]]] = []
-    for piece, weights in maps:
-        if piece.startswith("##") and words:
-            words[-1] = (words[-1][0] + piece.removeprefix("##"), [*words[-1][1], weights])
-        else:
-            words.append((piece, [weights]))
-    chosen: dict[str, np.ndarray] = {}
-    for word, of_pieces in words:
+def naming_words(maps: Sequence[WordMap]) -> list[WordMap]:
+    """The words that name something: little words and punctuation left out, repeated ones kept once."""
+    chosen: dict[str, WordMap] = {}
+    for found in maps:
+        word = found.word.lower()
         if word[0].isalnum() and not LITTLE_WORDS.fullmatch(word):
-            chosen.setdefault(word, np.mean(of_pieces, axis=0))
-    return list(chosen.items())
+            chosen.setdefault(word, found)
+    return list(chosen.values())
 
 
 def looked_at(model: PixelBert, picture: PIL.Image.Image, sentence: str) -> str:
     """One image, and what the words of its sentence look at in the first layer (as in the paper) and in the last."""
     rows = []
-    for layer in (0, model.model.config.num_hidden_layers - 1):
-        figures = [f'<figure><img alt="" src="{inlined(picture)}"><figcaption>layer {layer + 1}</figcaption></figure>']
-        for word, weights in whole_words(model.attend(picture, sentence, layer))[:WORDS]:
+    small, attention = shrunk(picture, SIDE), model.attention(picture, sentence)
+    for layer in (0, attention.layers - 1):
+        shown = inlined(small, SIDE)
+        figures = [f'<figure><img alt="" src="{shown}"><figcaption>layer {layer + 1}</figcaption></figure>']
+        for word, weights, _ in naming_words(attention.maps(layer=layer))[:WORDS]:
             figures.append(
-                f'<figure><img alt="attention of {escape(word)}" src="{inlined(heat(picture, weights))}">'
+                f'<figure><img alt="attention of {escape(word)}" src="{inlined(overlay(small, weights), SIDE)}">'
                 f"<figcaption><b>{escape(word)}</b> peak {weights.max() * weights.size:.1f}</figcaption></figure>"
             )
         rows.append(f'<div class="row">{"".join(figures)}</div>')
@@ -240,7 +239,7 @@ def pointing(results: Results) -> str:
 def credit(photos: Sequence[Photo], pictures: Sequence[PIL.Image.Image]) -> str:
     """Where each photo shown comes from, and its licence."""
     return "\n".join(
-        f'<tr><td><img alt="" src="{inlined(picture, 88)}"></td><td>{escape(photo.path.name)}</td>'
+        f'<tr><td><img alt="" src="{inlined(picture, SMALL)}"></td><td>{escape(photo.path.name)}</td>'
         f"<td>{link(photo.source)}</td><td>{escape(photo.licence)}</td>"
         f"<td>{escape(photo.changes)}; scaled again here, and recoloured under attention</td></tr>"
         for photo, picture in zip(photos, pictures, strict=False)

@@ -1,5 +1,6 @@
-"""Using a trained model: score a sentence against a photo, see which pixels a word looks at."""
+"""Using a trained model: score sentences, answer, fill in, judge, see which pixels a word looks at."""
 
-from pixelbert.predict.pixelbert import PixelBert
+from pixelbert.predict.attention import Attention, WordMap
+from pixelbert.predict.pixelbert import Answer, Fill, Judgement, PixelBert
 
-__all__ = ["PixelBert"]
+__all__ = ["Answer", "Attention", "Fill", "Judgement", "PixelBert", "WordMap"]

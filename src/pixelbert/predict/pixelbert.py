@@ -1,67 +1,297 @@
-"""The high-level class: photos and sentences in, plain numbers out."""
+"""The high-level class: photos and sentences in, plain numbers out.
+
+Shapes: I images, P pairs of an image and a sentence, L word tokens, K pixels, D hidden.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from pixelbert.data.processing import ImageInput, PixelBertProcessor
+from pixelbert.errors import PixelBertError
 from pixelbert.loading import load_checkpoint
+from pixelbert.model.fine_tuning import (
+    PixelBertForImageAndTextRetrieval,
+    PixelBertForImagesAndTextClassification,
+    PixelBertForQuestionAnswering,
+)
 from pixelbert.model.modeling import PixelBertForPreTraining
+from pixelbert.model.pixels import PixelFeatures
+from pixelbert.predict.attention import Attention, WordMap, words_of
+from pixelbert.predict.encoded import RecentFeatures, as_photos
+from pixelbert.tasks.steps import move, text_inputs
+from pixelbert.tasks.task import Precision
+
+IMAGES_AT_ONCE = 8  # through the CNN, and held while their sentences are scored
+PAIRS_AT_ONCE = 64  # through the transformer
+REMEMBERED = 64  # images whose features are kept for the next question about them
+KINDS: dict[type, str] = {
+    PixelBertForPreTraining: "pre-trained",
+    PixelBertForQuestionAnswering: "fine-tuned for question answering",
+    PixelBertForImagesAndTextClassification: "fine-tuned for statements about two photos (NLVR2)",
+    PixelBertForImageAndTextRetrieval: "fine-tuned for retrieval",
+}
+
+
+class Answer(NamedTuple):
+    """An answer to a question, and its probability (each answer has its own; they don't sum to 1)."""
+
+    answer: str
+    score: float
+
+
+class Fill(NamedTuple):
+    """A token in place of [MASK], and its probability among all tokens. One that starts with ## ends a word."""
+
+    token: str
+    score: float
+
+
+class Judgement(NamedTuple):
+    """Whether a statement is true of two photos, and the probability that it is."""
+
+    true: bool
+    score: float
 
 
 class PixelBert:
-    """A pre-trained model with its processor.
+    """A trained model with its processor: what it can do depends on what it was trained for.
+
+    An image may be a path, the bytes of an image file, a Pillow image or an array (H, W, 3) of uint8. It is encoded
+    once, and its features are kept while it is among the last so many used.
 
     Args:
-        model: the network, which is put in evaluation mode.
+        model: one of the four networks with a head; it is put in evaluation mode.
         processor: resizes photos and cuts words.
+        precision: fp32, or bf16 (autocast).
+        remembered: images whose features are kept.
     """
 
-    def __init__(self, model: PixelBertForPreTraining, processor: PixelBertProcessor) -> None:
-        self.model, self.processor = model.eval(), processor
+    def __init__(
+        self, model: Any, processor: PixelBertProcessor, precision: Precision = "fp32", remembered: int = REMEMBERED
+    ) -> None:
+        self.model, self.processor, self.precision = model.eval(), processor, precision
+        self.recent = RecentFeatures(remembered)
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str | Path, device: str | None = None) -> PixelBert:
+    def from_pretrained(
+        cls, checkpoint: str | Path, device: str | None = None, precision: Precision | None = None
+    ) -> PixelBert:
         """Load a checkpoint from a folder or a hub.
 
         Args:
-            checkpoint: a run's `final` folder, or a hub name.
+            checkpoint: a run's `final` folder, or a hub name; whichever of the four networks was saved there.
             device: cuda, mps or cpu; the best there is if None.
+            precision: bf16 where the device computes with it and fp32 elsewhere, if None. With fp32, scores are those
+                of the model's own forward.
+
+        Raises:
+            PixelBertError: no checkpoint there, or no such device.
         """
-        if device is None:
-            device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-        model, processor, _ = load_checkpoint(checkpoint, device, PixelBertForPreTraining)
-        return cls(model, processor)
+        device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise PixelBertError(f"the device {device!r} cannot be used ({reason}): cpu always can") from error
+        model, processor, _ = load_checkpoint(checkpoint, device)
+        return cls(model, processor, precision or best_precision(device))
 
     @torch.inference_mode()
-    def match(self, image: ImageInput, sentences: Sequence[str]) -> list[float]:
-        """The probability of each sentence that it belongs to the image (S of eq. 8)."""
-        features = self.model.encode_images(self.processor(images=image)["pixel_values"].to(self.model.device))
-        text = self.processor(text=list(sentences)).to(self.model.device)
-        index = torch.zeros(len(sentences), dtype=torch.long, device=self.model.device)
-        return self.model(features, **text, image_index=index).match_logits.sigmoid().tolist()
+    def match(self, images: ImageInput | Sequence[ImageInput], texts: str | Sequence[str]) -> np.ndarray:
+        """The probability that each sentence belongs to each image (S of eq. 8).
 
-    @torch.inference_mode()
-    def attend(self, image: ImageInput, sentence: str, layer: int = 0) -> list[tuple[str, np.ndarray]]:
-        """What each word of the sentence looks at (paper section 4.4, Fig. 3).
+        Of a model that was fine-tuned for retrieval, the sigmoid of the score that ranks; it has learned to rank, so
+        compare its values with each other and not with 0.5.
 
         Args:
-            layer: of the transformer; the paper shows the first, 0.
+            images: I of them, or one.
+            texts: T sentences, or one. What is beyond the processor's `max_length` is not read.
 
         Returns:
-            For each token, special ones left out, its text and a (rows, columns) map: attention from the token to each
-            pixel of the grid, mean over heads, scaled to sum 1.
+            (I, T) float32, whatever else is asked in the same call.
+
+        Raises:
+            PixelBertError: another kind of checkpoint; an image that cannot be read; an empty text.
         """
-        features = self.model.encode_images(self.processor(images=image)["pixel_values"].to(self.model.device))
-        text = self.processor(text=sentence).to(self.model.device)
-        output = self.model(features, **text, output_attentions=True)
-        length = text["input_ids"].shape[1]
-        weights = output.attentions[layer][0].float().mean(0)[:length, length:]  # (L, K)
-        maps = (weights / weights.sum(-1, keepdim=True)).reshape(length, *features.grid[0].tolist()).cpu().numpy()
-        tokens = self.processor.tokenizer.convert_ids_to_tokens(text["input_ids"][0])
-        special = set(self.processor.tokenizer.all_special_tokens)
-        return [(token, grid) for token, grid in zip(tokens, maps, strict=True) if token not in special]
+        self._must_be("match", PixelBertForPreTraining, PixelBertForImageAndTextRetrieval)
+        photos = as_photos(images)
+        ids = self._tokens([texts] if isinstance(texts, str) else texts)
+        by_length = sorted(range(len(ids)), key=lambda t: len(ids[t]))
+        scores = np.empty((len(photos), len(ids)), dtype=np.float32)
+        for first in range(0, len(photos), IMAGES_AT_ONCE):
+            features = self._encode(photos[first : first + IMAGES_AT_ONCE])
+            pairs = [(i, t) for t in by_length for i in range(len(features))]
+            for start in range(0, len(pairs), PAIRS_AT_ONCE):
+                index, text = np.array(pairs[start : start + PAIRS_AT_ONCE]).T
+                output = self._run(self.model, features, [ids[t] for t in text], torch.from_numpy(index))
+                logits = output.match_logits if isinstance(self.model, PixelBertForPreTraining) else output.logits
+                scores[first + index, text] = logits.float().sigmoid().cpu().numpy()
+        return scores
+
+    @torch.inference_mode()
+    def answer(self, image: ImageInput, question: str, top: int = 5) -> list[Answer]:
+        """The likeliest answers to a question, best first (paper section 4.2, VQA).
+
+        Raises:
+            PixelBertError: another kind of checkpoint; an image that cannot be read; an empty question.
+        """
+        self._must_be("answer", PixelBertForQuestionAnswering)
+        ids = self._tokens([question])
+        scores = self._run(self.model, self.encode(image), ids).logits[0].float().sigmoid()
+        answers = self.model.answers
+        best = scores.topk(min(top, len(answers)))
+        return [Answer(answers[a], s) for s, a in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+    @torch.inference_mode()
+    def fill_mask(self, image: ImageInput, text: str, top: int = 5) -> list[list[Fill]]:
+        """The likeliest tokens for each [MASK] of a text, best first (paper section 3.3, MLM).
+
+        Returns:
+            A list for each [MASK], in order. Each is judged with the others still masked.
+
+        Raises:
+            PixelBertError: another kind of checkpoint; an image that cannot be read; no [MASK], or one beyond the
+                processor's `max_length`.
+        """
+        self._must_be("fill_mask", PixelBertForPreTraining)
+        tokenizer = self.processor.tokenizer
+        (ids,) = self._tokens([text])
+        places = np.flatnonzero(ids == tokenizer.mask_token_id)
+        if not len(places) or len(places) < text.count(tokenizer.mask_token):
+            reason = "lies beyond the tokens that the model reads" if tokenizer.mask_token in text else "is missing"
+            raise PixelBertError(
+                f"{tokenizer.mask_token} {reason}: write it where a word is to be filled in, within the first "
+                f"{self.processor.max_length - 2} tokens"
+            )
+        output = self._run(self.model, self.encode(image), [ids], output_token_logits=True)
+        probabilities = output.token_logits[0, places.tolist()].float().softmax(-1)
+        best = probabilities.topk(min(top, probabilities.shape[-1]))
+        return [
+            [Fill(token, s) for token, s in zip(tokenizer.convert_ids_to_tokens(tokens), scores, strict=True)]
+            for tokens, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def reason(self, left: ImageInput, right: ImageInput, statement: str) -> Judgement:
+        """Whether a statement is true of a left and a right photo (paper section 4.2, NLVR2).
+
+        Raises:
+            PixelBertError: another kind of checkpoint; an image that cannot be read; an empty statement.
+        """
+        self._must_be("reason", PixelBertForImagesAndTextClassification)
+        ids = self._tokens([statement])
+        logits = self._run(self.model, self.encode([left, right]), ids, torch.tensor([[0, 1]])).logits[0]
+        score = logits.float().softmax(0)[1].item()
+        return Judgement(score > 0.5, score)
+
+    def attend(
+        self,
+        image: ImageInput,
+        text: str,
+        token: str | None = None,
+        layer: int | None = None,
+        head: int | None = None,
+        rollout: bool = False,
+    ) -> list[WordMap]:
+        """What each word of a text looks at, or one word (paper section 4.4, Fig. 3); any checkpoint can tell.
+
+        `pixelbert.predict.maps.overlay` draws a map over its photo. For several layers or heads of one pair, take
+        `attention` once.
+
+        Args, returns, raises: see `Attention.maps`.
+        """
+        return self.attention(image, text).maps(token, layer, head, rollout)
+
+    @torch.inference_mode()
+    def attention(self, image: ImageInput, text: str) -> Attention:
+        """All attention of a pair, in every layer and head, from one pass.
+
+        Of a model for two photos, the pass over the one given.
+        """
+        encoding = self.processor.tokenizer(
+            [text],
+            truncation=True,
+            max_length=self.processor.max_length,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        words, pieces = words_of(text, encoding)
+        features = self.encode(image)
+        output = self._run(self.model.pixelbert, features, self._tokens([text]), output_attentions=True)
+        weights = torch.cat(output.attentions).float().cpu().numpy()
+        rows, columns = features.grid[0].tolist()
+        return Attention(weights, words, pieces, (rows, columns))
+
+    def encode(self, images: ImageInput | Sequence[ImageInput]) -> PixelFeatures:
+        """The pixel embeddings of images (I, K, D), each through the CNN once while it is among those used last.
+
+        Raises:
+            PixelBertError: an image that cannot be read.
+        """
+        return self._encode(as_photos(images))
+
+    @torch.inference_mode()
+    def _encode(self, photos: Sequence[Any]) -> PixelFeatures:
+        found = {photo.key: self.recent.get(photo.key) for photo in photos}
+        new = {photo.key: photo.image for photo in photos if found[photo.key] is None}
+        for start in range(0, len(new), IMAGES_AT_ONCE):
+            keys = list(new)[start : start + IMAGES_AT_ONCE]
+            pixels = self.processor(images=[new[key] for key in keys])
+            with self._autocast():
+                features = self.model.encode_images(**move({"pixel_values": pixels["pixel_values"]}, self.model.device))
+            for i, (key, pixels_of_image) in enumerate(zip(keys, features.lengths.tolist(), strict=True)):
+                one = PixelFeatures(features.values[i : i + 1, :pixels_of_image].clone(), features.grid[i : i + 1])
+                found[key] = one
+                self.recent.put(key, one)
+        return PixelFeatures.concatenate([found[photo.key] for photo in photos])  # type: ignore[misc]
+
+    def _run(
+        self,
+        model: Any,
+        features: PixelFeatures,
+        ids: Sequence[np.ndarray],
+        image_index: torch.Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        inputs: dict[str, Any] = text_inputs(ids, self.processor.tokenizer.pad_token_id)
+        inputs["image_index"] = torch.zeros(len(ids), dtype=torch.long) if image_index is None else image_index
+        with self._autocast():
+            return model(features, **move(inputs, self.model.device), **options)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise PixelBertError(f"{text!r} is no text: expected a sentence")
+        if not texts:
+            return []
+        encoded = self.processor.tokenizer(list(texts), truncation=True, max_length=self.processor.max_length)
+        return [np.array(ids) for ids in encoded["input_ids"]]
+
+    def _must_be(self, method: str, *kinds: type) -> None:
+        if not isinstance(self.model, kinds):
+            has = KINDS.get(type(self.model), type(self.model).__name__)
+            raise PixelBertError(
+                f"{self.model.name_or_path or 'this model'} is {has}: `{method}` needs a checkpoint that is "
+                + " or ".join(KINDS[kind] for kind in kinds)
+            )
+
+
+def best_precision(device: str) -> Precision:
+    """bf16 where a device computes with it (CUDA since Ampere; CPUs with AVX512-BF16 or AMX), else fp32."""
+    kind = torch.device(device).type
+    able = False
+    if kind == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif kind == "cpu":
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        able = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return "bf16" if able else "fp32"

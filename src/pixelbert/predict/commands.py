@@ -1,0 +1,181 @@
+"""The commands that use a trained model on a person's own photos: match, answer, fill-mask, reason, attend.
+
+Each has `--checkpoint` and, for machines, `--json`. What a command prints for people is a table, best first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pixelbert.data.images import open_image
+from pixelbert.errors import PixelBertError
+from pixelbert.files import read_text, write_atomically
+from pixelbert.predict.maps import contact_sheet, overlay, report
+from pixelbert.predict.pixelbert import PixelBert
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def positionals_last(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """Options first, then `--` and the photos and texts, so that a text may begin with a dash.
+
+    What comes after a `--` of the user's own is taken as it is; before it, only `--name` and `-h` are options.
+    """
+    flags = {name for action in parser._actions if action.nargs == 0 for name in action.option_strings}
+    options: list[str] = []
+    others: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument == "--":
+            others += waiting
+        elif argument.startswith("--") or argument == "-h":
+            options.append(argument)
+            if argument not in flags and "=" not in argument:
+                options += [value for value in [next(waiting, None)] if value is not None]
+        else:
+            others.append(argument)
+    return [*options, "--", *others] if others else options
+
+
+def common(parser: ArgumentParser, *positionals: tuple[str, str]) -> None:
+    """The arguments of every command here."""
+    for name, said in positionals:
+        parser.add_argument(name, metavar=name.upper(), type=str, help=said)
+    parser.add_argument("--checkpoint", type=str, required=True, help="folder of a trained model (DIR/final of a run)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--device", type=str, help="cuda, mps or cpu; the best there is by default")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="bf16 where the device has it, by default")
+
+
+def load(args: Namespace) -> PixelBert:
+    return PixelBert.from_pretrained(args.checkpoint, args.device, args.precision)
+
+
+def show(args: Namespace, as_json: Any, lines: Sequence[str]) -> None:
+    print(json.dumps(as_json, ensure_ascii=False) if args.json else "\n".join(lines))
+
+
+def match_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    common(parser, ("photo", "an image file; with --images-from, the first text"))
+    parser.add_argument("texts", metavar="TEXT", type=str, nargs="*", help="sentences to score")
+    parser.add_argument("--images-from", type=Path, help="a text file with the path of a photo on each line")
+
+
+def match_command(args: Namespace) -> None:
+    many = args.images_from is not None
+    texts = [args.photo, *args.texts] if many else args.texts
+    if not texts:
+        raise PixelBertError("there is no text to score: give the photo, then one or several sentences in quotes")
+    photos = [args.photo]
+    if many:
+        photos = [line.strip() for line in read_text(args.images_from).splitlines() if line.strip()]
+    table = load(args).match(photos, texts).tolist()
+    results: list[dict[str, Any]] = []
+    lines: list[str] = []
+    for photo, row in zip(photos, table, strict=True):
+        scored = [{"text": text, "score": score} for text, score in zip(texts, row, strict=True)]
+        results.append({"image": photo, "scores": scored})
+        lines += [photo] if many else []
+        indent = "  " if many else ""
+        lines += [f"{indent}{s:.3f}  {text}" for s, text in sorted(zip(row, texts, strict=True), reverse=True)]
+    show(args, {"results": results} if many else {"scores": results[0]["scores"]}, lines)
+
+
+def answer_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    common(parser, ("photo", "an image file"), ("question", "about it, in quotes"))
+    parser.add_argument("--top", type=int, default=5, help="answers to give")
+
+
+def answer_command(args: Namespace) -> None:
+    answers = load(args).answer(args.photo, args.question, positive(args.top))
+    lines = [f"{a.score:.3f}  {a.answer}" for a in answers]
+    show(args, {"answers": [a._asdict() for a in answers]}, lines)
+
+
+def fill_mask_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    common(parser, ("photo", "an image file"), ("text", "with [MASK] in place of the words to fill in"))
+    parser.add_argument("--top", type=int, default=5, help="tokens to give for each [MASK]")
+
+
+def fill_mask_command(args: Namespace) -> None:
+    masks = load(args).fill_mask(args.photo, args.text, positive(args.top))
+    lines: list[str] = []
+    for number, fills in enumerate(masks, start=1):
+        lines += [f"[MASK] {number}"] if len(masks) > 1 else []
+        lines += [f"{fill.score:.3f}  {fill.token}" for fill in fills]
+    show(args, {"masks": [[fill._asdict() for fill in fills] for fills in masks]}, lines)
+
+
+def reason_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    common(
+        parser,
+        ("left", "an image file"),
+        ("right", "another"),
+        ("statement", "about the two, in quotes: is it true?"),
+    )
+
+
+def reason_command(args: Namespace) -> None:
+    judgement = load(args).reason(args.left, args.right, args.statement)
+    line = f"{str(judgement.true).lower()}  (true with probability {judgement.score:.3f})"
+    show(args, judgement._asdict(), [line])
+
+
+def attend_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    common(parser, ("photo", "an image file"), ("text", "a sentence about it, in quotes"))
+    parser.add_argument("--token", type=str, help="the word to look up; all words by default")
+    parser.add_argument("--out", type=Path, help="picture to write (.png), or page with all words and layers (.html)")
+    parser.add_argument("--layer", type=int, help="from 0; the first by default, with --rollout the last")
+    parser.add_argument("--head", type=int, help="from 0; the mean over the heads by default")
+    parser.add_argument("--rollout", action="store_true", help="follow attention through all layers up to --layer")
+    parser.add_argument("--sheet", action="store_true", help="draw every layer and head of the word in one picture")
+
+
+def attend_command(args: Namespace) -> None:
+    suffix = args.out.suffix.lower() if args.out else ""
+    if args.out and suffix not in (*PICTURES, ".html"):
+        raise PixelBertError(f"{args.out} is neither a picture ({', '.join(PICTURES)}) nor a page (.html)")
+    if args.sheet and suffix not in PICTURES:
+        raise PixelBertError(f"--sheet draws a picture: add --out FILE with one of {', '.join(PICTURES)}")
+    attention = load(args).attention(args.photo, args.text)
+    if suffix in PICTURES and args.token is None:
+        raise PixelBertError(f"which word is to be drawn? Add --token with one of: {', '.join(attention.words)}")
+    found = attention.maps(args.token, args.layer, args.head, args.rollout)
+    if args.out:
+        photo = open_image(args.photo)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == ".html":
+            write_atomically(args.out, report(photo, attention, args.text))
+        elif args.sheet:
+            contact_sheet(photo, attention, args.token).save(args.out)
+        else:
+            overlay(photo, found[0].map).save(args.out)
+    width = max((len(word) for word, _, _ in found), default=0)
+    lines = [f"{'word':{width}}  on photo  peak (1 = even)"]
+    lines += [f"{word:{width}}  {share:8.1%}  {grid.max() * grid.size:.1f}" for word, grid, share in found]
+    lines += [f"written to {args.out}"] if args.out else []
+    words = [{"word": word, "share": share, "map": grid.tolist()} for word, grid, share in found]
+    show(args, {"words": words, "out": str(args.out) if args.out else None}, lines)
+
+
+def positive(top: int) -> int:
+    if top < 1:
+        raise PixelBertError(f"--top is {top}; expected 1 or more")
+    return top
+
+
+Parser = Callable[[ArgumentParser, Sequence[str]], None]
+Runner = Callable[[Namespace], None]
+
+INFERENCE: dict[str, tuple[str, Parser, Runner]] = {
+    "match": ("Score sentences against photos, from 0 to 1.", match_parser, match_command),
+    "answer": ("Answer a question about a photo.", answer_parser, answer_command),
+    "fill-mask": ("Fill in the [MASK]s of a sentence by looking at a photo.", fill_mask_parser, fill_mask_command),
+    "reason": ("Say whether a statement is true of two photos.", reason_parser, reason_command),
+    "attend": ("Show which pixels of a photo each word looks at.", attend_parser, attend_command),
+}
