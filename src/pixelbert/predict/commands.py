@@ -15,7 +15,6 @@ from jsonargparse import ArgumentParser, Namespace
 from pixelbert.data.images import open_image
 from pixelbert.errors import PixelBertError
 from pixelbert.files import read_text, write_atomically
-from pixelbert.predict.maps import contact_sheet, overlay, report
 from pixelbert.predict.pixelbert import PixelBert
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -137,6 +136,8 @@ def attend_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
 
 
 def attend_command(args: Namespace) -> None:
+    from pixelbert.predict.maps import contact_sheet, overlay, report  # and so matplotlib, for this alone
+
     suffix = args.out.suffix.lower() if args.out else ""
     if args.out and suffix not in (*PICTURES, ".html"):
         raise PixelBertError(f"{args.out} is neither a picture ({', '.join(PICTURES)}) nor a page (.html)")

@@ -242,9 +242,9 @@ class PixelBert:
         new = {photo.key: photo.image for photo in photos if found[photo.key] is None}
         for start in range(0, len(new), IMAGES_AT_ONCE):
             keys = list(new)[start : start + IMAGES_AT_ONCE]
-            pixels = self.processor(images=[new[key] for key in keys])
+            inputs = move(dict(self.processor(images=[new[key] for key in keys])), self.model.device)
             with self._autocast():
-                features = self.model.encode_images(**move({"pixel_values": pixels["pixel_values"]}, self.model.device))
+                features = self.model.encode_images(inputs["pixel_values"])
             for i, (key, pixels_of_image) in enumerate(zip(keys, features.lengths.tolist(), strict=True)):
                 one = PixelFeatures(features.values[i : i + 1, :pixels_of_image].clone(), features.grid[i : i + 1])
                 found[key] = one
