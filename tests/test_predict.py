@@ -325,6 +325,7 @@ class TestAttention:
         rows = attention.weights[0].mean(0)[1 : 1 + pieces, -4:].mean(0)
         (found,) = attention.maps("SKATEBOARD")
         assert found.word == "Skateboard"
+        assert found.share == pytest.approx(rows.sum(), rel=1e-5)
         np.testing.assert_allclose(found.map.flatten(), rows / rows.sum(), rtol=1e-5)
 
     def test_a_repeated_word_and_a_mask_and_a_word_of_no_vocabulary(
