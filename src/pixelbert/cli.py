@@ -25,6 +25,7 @@ Pixel-BERT: one transformer over image pixels and sentences, with no object dete
   pixelbert score nlvr2 --data dev.json --predictions predictions.csv --json scores.json
   pixelbert match photo.jpg "a dog on a beach" "a plate of food" --checkpoint runs/tiny/final
   pixelbert attend photo.jpg "a dog on a beach" --token dog --out map.png --checkpoint runs/tiny/final
+  pixelbert export --checkpoint runs/tiny/final --out exported
 
 commands:
 """
@@ -133,6 +134,18 @@ def convert_command(args: Namespace) -> None:
     print(convert_detectron(args.source, args.output))
 
 
+def export_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    from pixelbert.export import export
+
+    parser.add_function_arguments(export)
+
+
+def export_command(args: Namespace) -> None:
+    from pixelbert.export import export
+
+    export(**vars(args))
+
+
 def normalise(arguments: Sequence[str]) -> list[str]:
     """Take `--allow-leaks` for `--allow_leaks true`: options as people write them, to what the parser knows."""
     result: list[str] = []
@@ -183,6 +196,11 @@ COMMANDS = {
         score_command,
     ),
     **{name: Command(*entry) for name, entry in INFERENCE.items()},
+    "export": Command(
+        "Write a trained model as two ONNX graphs, checked against PyTorch, for programs without PyTorch.",
+        export_parser,
+        export_command,
+    ),
     "convert": Command(
         "Turn a Detectron ResNeXt .pkl into weights for model.backbone_init.", convert_parser, convert_command
     ),

@@ -15,17 +15,25 @@ import PIL.Image
 import torch
 from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, BertTokenizer, PreTrainedTokenizerBase
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    BertTokenizer,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from pixelbert.data.images import open_image
+from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.pixels import REDUCTION
 
 ImageInput = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 
-class PixelBertImageProcessor(ImageProcessingMixin):
+class PixelBertImageProcessor(BaseImageProcessor):
     """Resizes, snaps and normalises images (paper section 4.1).
 
     Args:
@@ -35,7 +43,7 @@ class PixelBertImageProcessor(ImageProcessingMixin):
         image_std: likewise.
     """
 
-    model_input_names = ("pixel_values",)
+    model_input_names = ("pixel_values",)  # type: ignore[assignment]  # a list there
 
     def __init__(
         self,
@@ -73,7 +81,9 @@ class PixelBertImageProcessor(ImageProcessingMixin):
 
         return snap(width), snap(height)
 
-    def __call__(self, images: ImageInput | Sequence[ImageInput], **kwargs: Any) -> BatchFeature:
+    def __call__(  # type: ignore[override]
+        self, images: ImageInput | Sequence[ImageInput], **kwargs: Any
+    ) -> BatchFeature:
         """Images to `pixel_values`: one tensor (I, 3, H, W) if all have one shape, else a list of (3, H, W).
 
         Args:
@@ -84,6 +94,8 @@ class PixelBertImageProcessor(ImageProcessingMixin):
         tensors = [self.to_tensor(image) for image in images]
         same = len({t.shape for t in tensors}) == 1
         return BatchFeature({"pixel_values": torch.stack(tensors) if same else tensors})
+
+    preprocess = __call__  # type: ignore[assignment]  # transformers' other name for it
 
     def to_tensor(self, image: ImageInput) -> Tensor:
         """One image to a normalised tensor (3, H, W)."""
@@ -170,3 +182,7 @@ def learn_tokenizer(sentences: Iterable[str], vocab_size: int) -> PreTrainedToke
     wordpiece = BertWordPieceTokenizer(lowercase=True)
     wordpiece.train_from_iterator(iter(sentences), vocab_size=vocab_size, min_frequency=1, show_progress=False)
     return BertTokenizer(tokenizer_object=wordpiece._tokenizer, do_lower_case=True)
+
+
+AutoImageProcessor.register(PixelBertConfig, image_processor_classes={"pil": PixelBertImageProcessor})
+AutoProcessor.register(PixelBertConfig, PixelBertProcessor)

@@ -104,7 +104,7 @@ class PixelBertForImagesAndTextClassification(PixelBertPreTrainedModel):
             image_index: (E, 2) the left and the right image of each sentence.
             labels: (E,) 1 where the sentence is true, 0 where not; gives `loss`, the cross-entropy.
         """
-        if input_ids is None or image_index is None or image_index.shape != (len(input_ids), self.IMAGES):
+        if input_ids is None or image_index is None or image_index.shape != (input_ids.shape[0], self.IMAGES):
             raise ValueError("expected input_ids (E, tokens) and image_index (E, 2): two images for each sentence")
         mask = None if attention_mask is None else attention_mask.repeat_interleave(self.IMAGES, 0)
         ids = input_ids.repeat_interleave(self.IMAGES, 0)

@@ -33,6 +33,7 @@ from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import TRAINED_ON, trained_on
 from pixelbert.model.resnet import channels_last
+from pixelbert.model_card import CARD, last_validation, model_card
 from pixelbert.progress import Tracker, console
 from pixelbert.tasks.steps import StepBatch, StepData, batch_keys
 from pixelbert.train import checkpoint
@@ -276,13 +277,15 @@ def describe(
 def finish(
     model: Any, processor: PixelBertProcessor, learned: list[dict[str, Any]], output: Path, seconds: float
 ) -> None:
-    """Draw the curves, write DIR/final aside and rename it."""
+    """Draw the curves, write DIR/final with its model card aside and rename it."""
     plot_curves(output)
     aside = output / "final.partial"
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     processor.save_pretrained(aside)
     (aside / TRAINED_ON).write_text(json.dumps(learned, indent=2) + "\n")
+    card = model_card(model, processor, learned, last_validation(output), output.name)
+    (aside / CARD).write_text(card, encoding="utf-8")
     for file in aside.iterdir():
         with file.open("rb") as f:
             os.fsync(f.fileno())
