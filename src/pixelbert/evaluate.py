@@ -39,14 +39,10 @@ from pixelbert.tasks.reasoning import judge_statements
 from pixelbert.tasks.retrieval import all_pairs_recall, score_all_pairs
 from pixelbert.tasks.scoring import shuffled_images
 from pixelbert.tasks.task import Precision
+from pixelbert.train.recipe import TASKS
 
 Kind = Literal["pretraining", "question-answering", "reasoning", "retrieval"]
-KINDS: dict[str, Kind] = {  # of each network
-    "PixelBertForPreTraining": "pretraining",
-    "PixelBertForQuestionAnswering": "question-answering",
-    "PixelBertForImagesAndTextClassification": "reasoning",
-    "PixelBertForImageAndTextRetrieval": "retrieval",
-}
+KINDS = {task.model_class: kind for kind, task in TASKS.items()}  # of each network
 
 
 @dataclass
@@ -132,17 +128,18 @@ def evaluate(
             "split, or say --allow-trained to have them marked"
         )
     model, processor, _ = load_checkpoint(checkpoint, device)
-    kind = task or KINDS[type(model).__name__]
-    if kind != KINDS[type(model).__name__] and (kind, type(model).__name__) != ("retrieval", "PixelBertForPreTraining"):
+    made_for = KINDS[type(model)]
+    kind = task or made_for
+    if kind != made_for and (kind, made_for) != ("retrieval", "pretraining"):
         raise PixelBertError(f"{checkpoint} is a {type(model).__name__} and can't be measured as {kind}")
-    corpus.require(kind if kind in ("question-answering", "reasoning") else "captions")
+    corpus.require(TASKS[kind].reads)
     folder = output or default_folder(checkpoint, corpus, split)
     options = {"examples": examples, "seed": seed, "precision": precision}
     if kind == "retrieval":
         options |= {"retrieval_images": retrieval_images, "captions_per_image": captions_per_image, "queries": queries}
-    identity = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance(), **options}
     if kind != "pretraining":  # which keeps no predictions
-        predictions.claim(folder, identity)
+        facts = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance()}
+        predictions.claim(folder, facts | options)
     images = processor.image_processor
     cache = build_feature_cache(model.pixelbert, corpus, images, feature_cache) if feature_cache else None
     model.pixelbert.backbone = channels_last(folded(model.pixelbert.backbone))  # the same function, faster
