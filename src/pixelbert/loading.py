@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.errors import PixelBertError
@@ -27,6 +29,7 @@ MODELS: dict[str, type] = {
         PixelBertForImageAndTextRetrieval,
     )
 }
+TOWERS = "pixelbert.towers."  # a head, though every network may have it
 TRAINED_ON = "trained_on.json"  # in a checkpoint: the splits it has learned from
 
 
@@ -65,7 +68,8 @@ def load_checkpoint(
     model, info = loaded  # which transformers' types don't know
     mismatched = {entry[0] for entry in info.get("mismatched_keys", ())}
     missing = sorted({*info["missing_keys"], *mismatched})
-    needed = [name for name in missing if not new_head or name.startswith("pixelbert.")]
+    trunk = [name for name in missing if name.startswith("pixelbert.") and not name.startswith(TOWERS)]
+    needed = trunk if new_head else missing
     if needed:
         raise PixelBertError(f"{checkpoint} lacks {', '.join(needed[:5])}: it is no trained {model_class.__name__}")
     return Loaded(model.to(device), processor, missing)
@@ -75,3 +79,21 @@ def trained_on(checkpoint: str | Path) -> list[dict[str, Any]]:
     """The splits that a checkpoint has learned from, pre-training included: data set, split and checksums."""
     file = cached_file(str(checkpoint), TRAINED_ON, _raise_exceptions_for_missing_entries=False)
     return json.loads(Path(file).read_text()) if file else []
+
+
+@functools.cache
+def checkpoint_fingerprint(checkpoint: str) -> str:
+    """What tells a checkpoint's weights from others: the checksum of their file.
+
+    Raises:
+        PixelBertError: there is no such file.
+    """
+    file = (
+        cached_file(checkpoint, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False) if checkpoint else None
+    )
+    if file is None:
+        raise PixelBertError(
+            f"{checkpoint or 'this model'} has no {SAFE_WEIGHTS_NAME}: save it with save_pretrained first"
+        )
+    with Path(file).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -22,6 +22,8 @@ class PixelBertConfig(PreTrainedConfig):
         pixel_layer_norm: LayerNorm after the projection of the pixel features (the paper has none).
         pixel_positions: largest number of grid rows and of columns with a learned position embedding; 0, the
             paper's setting, gives pixels no position.
+        tower_size: width of the vectors by which images and sentences are compared apart from each other, to short-list
+            in a search (see `TwoTowerHead`); 0 for none, as in the paper.
         hidden_act: activation of the feed-forward network; GELU as in the BERT weights ("relu" is eq. 3).
 
     The others are those of `transformers.BertConfig`. There is no token type: it is folded into the positions when
@@ -37,6 +39,7 @@ class PixelBertConfig(PreTrainedConfig):
         batch_norm: Literal["frozen", "train"] = "frozen",
         pixel_layer_norm: bool = False,
         pixel_positions: int = 0,
+        tower_size: int = 0,
         vocab_size: int = 30522,
         hidden_size: int = 768,
         num_hidden_layers: int = 12,
@@ -62,6 +65,7 @@ class PixelBertConfig(PreTrainedConfig):
         self.batch_norm = batch_norm
         self.pixel_layer_norm = pixel_layer_norm
         self.pixel_positions = pixel_positions
+        self.tower_size = tower_size
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers

@@ -32,11 +32,13 @@ class TaskOutput(ModelOutput):
     Args:
         loss: sum over the examples, if there were labels.
         logits: question answering (P, A); reasoning (E, 2), false then true; retrieval (P,).
+        contrastive_loss: of the two-tower head, if it learns (retrieval): sum over the right pairs.
         attentions: for each layer (pairs, heads, S, S), if asked for.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    contrastive_loss: Tensor | None = None
     attentions: tuple[Tensor, ...] | None = None
 
 
@@ -135,6 +137,7 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
         *,
         candidates: int | None = None,
         hardest: int | None = None,
+        towers: bool = False,
         pixel_values: Tensor | Sequence[Tensor] | None = None,
         trunk_features: PixelFeatures | None = None,
         output_attentions: bool = False,
@@ -147,6 +150,7 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
             hardest: wrong candidates of each group that the gradient goes through, those with the highest scores; all
                 if None. The others count in the softmax, as constants: a second pass runs over the right and the
                 hardest alone.
+            towers: also teach the two-tower head to rank the candidates; gives `contrastive_loss`.
         """
         if pixel_values is not None:
             features = self.encode_images(pixel_values)
@@ -174,7 +178,11 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
             logits = logits.index_copy(0, rows, learned)
         groups = logits.view(-1, candidates)
         right = torch.zeros(len(groups), dtype=torch.long, device=groups.device)
-        return TaskOutput(loss=F.cross_entropy(groups, right, reduction="sum"), logits=logits)
+        result = TaskOutput(loss=F.cross_entropy(groups, right, reduction="sum"), logits=logits)
+        if towers and features is not None:
+            apart = self.pixelbert.tower_logits(features, input_ids, attention_mask, image_index).view(-1, candidates)
+            result.contrastive_loss = F.cross_entropy(apart, right, reduction="sum")
+        return result
 
     def _score(
         self, features: PixelFeatures | None, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor

@@ -1,6 +1,9 @@
-"""Heads of pre-training (paper section 3.3), under the names of transformers' BertForPreTraining."""
+"""Heads on the transformer's outputs: of pre-training (paper section 3.3) under the names of transformers'
+BertForPreTraining, of the tasks (section 4.2), and of the first stage of a search (not in the paper)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -70,3 +73,56 @@ class ClassificationHead(nn.Module):
         x = self.LayerNorm(self.activation(self.dense(x)))
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.out.weight.float(), self.out.bias.float())
+
+
+class TwoTowerHead(nn.Module):
+    """Vectors of images and of sentences, made apart from each other; their inner products tell what belongs together.
+
+    The joint transformer has to run once for every pair. These run once an image and once a sentence, so that a search
+    compares a sentence with all images at the cost of a matrix product, and leaves a short list to the joint score.
+    Trained by contrast, each right pair against the others of its group (as in CLIP, arXiv:2103.00020).
+    """
+
+    FIRST_SCALE = 1 / 0.07  # of CLIP's logits, which is learned from there
+    LARGEST_SCALE = 100.0
+
+    def __init__(self, config: PixelBertConfig) -> None:
+        super().__init__()
+        self.text = nn.Linear(config.hidden_size, config.tower_size)
+        self.image = nn.Linear(config.hidden_size, config.tower_size)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.FIRST_SCALE)))
+
+    def embed_text(self, cls: Tensor) -> Tensor:
+        """[CLS] of a sentence that stood alone (P, D) -> (P, E), of length 1."""
+        return F.normalize(self.text(cls).float(), dim=-1)
+
+    def embed_image(self, pixels: Tensor, mask: Tensor) -> Tensor:
+        """The mean of an image's pixels (I, K, D), those in the mask (I, K) -> (I, E), of length 1."""
+        weights = mask.float()[..., None]
+        mean = (pixels.float() * weights).sum(1) / weights.sum(1)
+        return F.normalize(self.image(mean.to(pixels.dtype)).float(), dim=-1)
+
+    def contrast(self, text: Tensor, image: Tensor, image_index: Tensor, group: int) -> Tensor:
+        """Each sentence finds its image among those of its group, and each image its sentence.
+
+        Args:
+            text: (P, E) vectors of sentences, group after group of `group` each.
+            image: (I, E) vectors of images.
+            image_index: (P,) the image of each sentence. Other sentences of one image don't count as wrong.
+
+        Returns:
+            The cross-entropies of both directions, their mean summed over sentences.
+        """
+        own = image_index.view(-1, group)
+        with torch.autocast(own.device.type, enabled=False):  # rounded products would tie
+            logits = self.scale() * text.view(-1, group, text.shape[1]) @ image[own].transpose(1, 2)  # (g, text, image)
+        same_image = (own[:, :, None] == own[:, None, :]) & ~torch.eye(group, dtype=torch.bool, device=own.device)
+        logits = logits.masked_fill(same_image, -torch.inf)
+        right = torch.arange(group, device=own.device).expand(len(own), -1)
+        of_texts = F.cross_entropy(logits.transpose(1, 2), right, reduction="sum")  # classes stand second
+        of_images = F.cross_entropy(logits, right, reduction="sum")
+        return (of_texts + of_images) / 2
+
+    def scale(self) -> Tensor:
+        """What inner products are multiplied by to be logits."""
+        return self.log_scale.exp().clamp(max=self.LARGEST_SCALE)

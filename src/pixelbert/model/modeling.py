@@ -5,9 +5,10 @@ Shapes: I images, P pairs of an image and a sentence, L word tokens, K pixels, S
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.encoder import Encoder, Pooler, TextEmbeddings
-from pixelbert.model.heads import BiasedLinear, ImageTextMatchingHead, MaskedLanguageModelHead
+from pixelbert.model.heads import BiasedLinear, ImageTextMatchingHead, MaskedLanguageModelHead, TwoTowerHead
 from pixelbert.model.pixels import PixelEmbedding, PixelFeatures, gather_pixels, grid_features
 from pixelbert.model.resnet import BACKBONES, ResNet
 
@@ -41,6 +42,22 @@ class PixelBertOutput(ModelOutput):
     pixel_mask: Tensor | None = None
 
 
+class Contrast(NamedTuple):
+    """Sentences that the two-tower head tells apart, group after group.
+
+    Args:
+        input_ids: (P, L) tokens, nothing masked.
+        attention_mask: (P, L).
+        image_index: (P,) the image of each sentence.
+        group: sentences in a group.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    image_index: Tensor
+    group: int
+
+
 @dataclass
 class PixelBertForPreTrainingOutput(ModelOutput):
     """Output of `PixelBertForPreTraining`. Losses are sums, since only the trainer knows the global batch.
@@ -50,6 +67,7 @@ class PixelBertForPreTrainingOutput(ModelOutput):
         token_logits: (n, V) scores at the n positions with a label, or at all P x L without labels.
         mlm_loss: sum of the cross-entropies at masked tokens (eq. 7).
         itm_loss: sum of the binary cross-entropies of pairs (eq. 8).
+        contrastive_loss: sum of the two-tower head's cross-entropies, the mean of both directions.
         attentions: for each layer (P, A, S, S), if asked for.
     """
 
@@ -57,6 +75,7 @@ class PixelBertForPreTrainingOutput(ModelOutput):
     token_logits: Tensor | None = None
     mlm_loss: Tensor | None = None
     itm_loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
     attentions: tuple[Tensor, ...] | None = None
 
 
@@ -93,6 +112,8 @@ class PixelBertPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.semantic, std=std)
         elif isinstance(module, MaskedLanguageModelHead):
             nn.init.zeros_(module.bias)
+        elif isinstance(module, TwoTowerHead):
+            nn.init.constant_(module.log_scale, math.log(module.FIRST_SCALE))
 
 
 class PixelBertModel(PixelBertPreTrainedModel):
@@ -114,6 +135,7 @@ class PixelBertModel(PixelBertPreTrainedModel):
         self.embeddings = TextEmbeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config)
+        self.towers = TwoTowerHead(config) if config.tower_size else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -136,6 +158,38 @@ class PixelBertModel(PixelBertPreTrainedModel):
             PixelFeatures with values (I, K, D).
         """
         return self.pixel_embedding(self.trunk_features(pixel_values))
+
+    def embed_images(self, features: PixelFeatures) -> Tensor:
+        """Images alone, through the transformer and the two-tower head: pixel embeddings (I, K, D) -> (I, E)."""
+        mask = torch.arange(features.values.shape[1], device=features.grid.device) < features.lengths[:, None]
+        pixels, _ = self.encoder(features.values.to(self.dtype), mask)
+        return self._towers().embed_image(pixels, mask)
+
+    def embed_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Sentences alone, through the transformer and the two-tower head: (P, L) -> (P, E)."""
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        words, _ = self.encoder(self.embeddings(input_ids), mask, positions=1)
+        return self._towers().embed_text(words[:, 0])
+
+    def contrast(self, features: PixelFeatures | None, given: Contrast) -> Tensor:
+        """The contrastive loss of the two-tower head; see `TwoTowerHead.contrast`."""
+        if features is None:
+            raise ValueError("contrast needs images")
+        texts = self.embed_texts(given.input_ids, given.attention_mask)
+        return self._towers().contrast(texts, self.embed_images(features), given.image_index, given.group)
+
+    def tower_logits(
+        self, features: PixelFeatures, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor
+    ) -> Tensor:
+        """(P,) the two-tower head's score of each sentence with its image."""
+        towers = self._towers()
+        products = self.embed_texts(input_ids, attention_mask) * self.embed_images(features)[image_index]
+        return towers.scale() * products.sum(-1)
+
+    def _towers(self) -> TwoTowerHead:
+        if self.towers is None:
+            raise ValueError("this network has no two-tower head: its configuration's tower_size is 0")
+        return self.towers
 
     def forward(
         self,
@@ -189,7 +243,10 @@ class PixelBertModel(PixelBertPreTrainedModel):
 
 
 class PixelBertForPreTraining(PixelBertPreTrainedModel):
-    """Pixel-BERT with the two heads of pre-training (paper section 3.3): masked words and image-text matching."""
+    """Pixel-BERT with the two heads of pre-training (paper section 3.3): masked words and image-text matching.
+
+    With `tower_size` in its configuration it also has the two-tower head, for searching.
+    """
 
     def __init__(self, config: PixelBertConfig) -> None:
         super().__init__(config)
@@ -210,6 +267,7 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         trunk_features: PixelFeatures | None = None,
         token_labels: Tensor | None = None,
         match_labels: Tensor | None = None,
+        contrast: Contrast | None = None,
         output_attentions: bool = False,
         output_token_logits: bool = False,
     ) -> PixelBertForPreTrainingOutput:
@@ -218,23 +276,32 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         Args:
             token_labels: (P, L) the true token at masked positions, -100 elsewhere; gives `mlm_loss`.
             match_labels: (P,) 1 where sentence and image belong together, 0 where not; gives `itm_loss`.
+            contrast: sentences that stand alone, for the two-tower head; gives `contrastive_loss`. Without `input_ids`,
+                nothing else is computed.
             output_token_logits: without labels, return scores for every word position.
 
         The others: see `PixelBertModel.forward`.
         """
+        if pixel_values is not None:
+            features = self.encode_images(pixel_values)
+        elif trunk_features is not None:
+            features = self.pixelbert.pixel_embedding(trunk_features)
+        contrastive_loss = None if contrast is None else self.pixelbert.contrast(features, contrast)
+        if input_ids is None and contrast is not None:
+            return PixelBertForPreTrainingOutput(contrastive_loss=contrastive_loss)
         output = self.pixelbert(
             features,
             input_ids,
             attention_mask,
             image_index,
             pixel_index=pixel_index,
-            pixel_values=pixel_values,
-            trunk_features=trunk_features,
             positions=None if input_ids is None else input_ids.shape[1],  # the heads read no pixels
             output_attentions=output_attentions,
         )
         match_logits = self.itm_head(output.pooler_output)
-        result = PixelBertForPreTrainingOutput(match_logits=match_logits, attentions=output.attentions)
+        result = PixelBertForPreTrainingOutput(
+            match_logits=match_logits, contrastive_loss=contrastive_loss, attentions=output.attentions
+        )
         words = self.pixelbert.get_input_embeddings().weight
         if token_labels is not None:
             masked = token_labels != IGNORE  # scores over the vocabulary are dear: only where they are needed

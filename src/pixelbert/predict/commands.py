@@ -1,4 +1,5 @@
-"""The commands that use a trained model on a person's own photos: match, answer, fill-mask, reason, attend.
+"""The commands that use a trained model on a person's own photos: match, answer, fill-mask, reason, attend; and, for
+searching, index and search.
 
 Each has `--checkpoint` and, for machines, `--json`. What a command prints for people is a table, best first.
 """
@@ -16,7 +17,9 @@ from pixelbert.data.images import open_image
 from pixelbert.errors import PixelBertError
 from pixelbert.files import read_text, write_atomically
 from pixelbert.predict.pixelbert import PixelBert
+from pixelbert.predict.search import SHORTLIST, SearchIndex, index_photos, results_page
 
+SHOWN = 10  # photos that were left out, in the table for people
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -41,11 +44,12 @@ def positionals_last(parser: ArgumentParser, arguments: Sequence[str]) -> list[s
     return [*options, "--", *others] if others else options
 
 
-def common(parser: ArgumentParser, *positionals: tuple[str, str]) -> None:
-    """The arguments of every command here."""
+def common(parser: ArgumentParser, *positionals: tuple[str, str], checkpoint: str | None = None) -> None:
+    """The arguments of every command here; `checkpoint` says what stands for one that isn't given."""
     for name, said in positionals:
         parser.add_argument(name, metavar=name.upper(), type=str, help=said)
-    parser.add_argument("--checkpoint", type=str, required=True, help="folder of a trained model (DIR/final of a run)")
+    said = "folder of a trained model (DIR/final of a run)" + (f"; {checkpoint} if left out" if checkpoint else "")
+    parser.add_argument("--checkpoint", type=str, required=checkpoint is None, help=said)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--device", type=str, help="cuda, mps or cpu; the best there is by default")
     parser.add_argument("--precision", choices=("bf16", "fp32"), help="bf16 where the device has it, by default")
@@ -164,9 +168,51 @@ def attend_command(args: Namespace) -> None:
     show(args, {"words": words, "out": str(args.out) if args.out else None}, lines)
 
 
-def positive(top: int) -> int:
+def index_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    common(parser, ("photos", "a folder; photos in folders below it are taken too"))
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the index; the same again brings it up to date"
+    )
+
+
+def index_command(args: Namespace) -> None:
+    done = index_photos(load(args), args.photos, args.out)
+    skipped = [{"image": image, "reason": reason} for image, reason in done.skipped.items()]
+    lines = [f"{done.photos:,} photos in {args.out}: {done.added:,} added, {done.removed:,} removed"]
+    lines += [f"{len(skipped):,} left out:"] if skipped else []
+    lines += [f"  {reason}" for reason in list(done.skipped.values())[:SHOWN]]
+    lines += [f"  and {len(skipped) - SHOWN:,} more; --json lists all"] if len(skipped) > SHOWN else []
+    show(args, done._asdict() | {"skipped": skipped}, lines)
+
+
+def search_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    common(
+        parser, ("index", "a folder that `pixelbert index` made"), ("text", "a sentence, in quotes"),
+        checkpoint="the index's own",
+    )  # fmt: skip
+    parser.add_argument("--top", type=int, default=10, help="photos to give")
+    parser.add_argument("--shortlist", type=int, default=SHORTLIST, help="photos that the first stage hands on")
+    parser.add_argument("--exact", action="store_true", help="score every photo: slow, and nothing is missed")
+    parser.add_argument("--out", type=Path, help="page with the photos to write (.html)")
+
+
+def search_command(args: Namespace) -> None:
+    if args.out and args.out.suffix.lower() != ".html":
+        raise PixelBertError(f"{args.out} is no page: --out takes a name that ends in .html")
+    index = SearchIndex.open(args.index)
+    args.checkpoint = args.checkpoint or index.checkpoint
+    shortlist = None if args.exact else positive(args.shortlist, "--shortlist")
+    found = load(args).search(index, args.text, positive(args.top), shortlist)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(args.out, results_page(args.text, found))
+    lines = [f"{score:.3f}  {image}" for image, score in found] + ([f"written to {args.out}"] if args.out else [])
+    show(args, {"results": [one._asdict() for one in found]}, lines)
+
+
+def positive(top: int, name: str = "--top") -> int:
     if top < 1:
-        raise PixelBertError(f"--top is {top}; expected 1 or more")
+        raise PixelBertError(f"{name} is {top}; expected 1 or more")
     return top
 
 
@@ -179,4 +225,10 @@ INFERENCE: dict[str, tuple[str, Parser, Runner]] = {
     "fill-mask": ("Fill in the [MASK]s of a sentence by looking at a photo.", fill_mask_parser, fill_mask_command),
     "reason": ("Say whether a statement is true of two photos.", reason_parser, reason_command),
     "attend": ("Show which pixels of a photo each word looks at.", attend_parser, attend_command),
+    "index": (
+        "Encode a folder of photos once, for searching; again, to bring it up to date.",
+        index_parser,
+        index_command,
+    ),
+    "search": ("Find the photos of an index that a sentence belongs to.", search_parser, search_command),
 }

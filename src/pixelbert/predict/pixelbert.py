@@ -24,6 +24,7 @@ from pixelbert.model.modeling import PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.predict.attention import Attention, WordMap, words_of
 from pixelbert.predict.encoded import RecentFeatures, as_photos
+from pixelbert.predict.search import SHORTLIST, Found, SearchIndex, search
 from pixelbert.tasks.steps import move, text_inputs
 from pixelbert.tasks.task import Precision
 
@@ -122,16 +123,49 @@ class PixelBert:
         self._must_be("match", PixelBertForPreTraining, PixelBertForImageAndTextRetrieval)
         photos = as_photos(images)
         ids = self._tokens([texts] if isinstance(texts, str) else texts)
-        by_length = sorted(range(len(ids)), key=lambda t: len(ids[t]))
         scores = np.empty((len(photos), len(ids)), dtype=np.float32)
         for first in range(0, len(photos), IMAGES_AT_ONCE):
-            features = self._encode(photos[first : first + IMAGES_AT_ONCE])
-            pairs = [(i, t) for t in by_length for i in range(len(features))]
-            for start in range(0, len(pairs), PAIRS_AT_ONCE):
-                index, text = np.array(pairs[start : start + PAIRS_AT_ONCE]).T
-                output = self._run(self.model, features, [ids[t] for t in text], torch.from_numpy(index))
-                logits = output.match_logits if isinstance(self.model, PixelBertForPreTraining) else output.logits
-                scores[first + index, text] = logits.float().sigmoid().cpu().numpy()
+            some = photos[first : first + IMAGES_AT_ONCE]
+            pairs = [(i, t) for i in range(len(some)) for t in range(len(ids))]
+            scores[first : first + len(some)] = self._score(self._encode(some), ids, pairs).reshape(len(some), len(ids))
+        return scores
+
+    @torch.inference_mode()
+    def match_each(self, asked: Sequence[tuple[ImageInput, Sequence[str]]]) -> list[np.ndarray]:
+        """As `match`, of several images that have sentences of their own, which go through the network together.
+
+        Args:
+            asked: images, each with its sentences.
+
+        Returns:
+            The scores of each image's sentences, (T,) float32.
+
+        Raises:
+            PixelBertError: as `match`.
+        """
+        self._must_be("match_each", PixelBertForPreTraining, PixelBertForImageAndTextRetrieval)
+        found: list[np.ndarray] = []
+        for first in range(0, len(asked), IMAGES_AT_ONCE):
+            some = asked[first : first + IMAGES_AT_ONCE]
+            counts = [len(texts) for _, texts in some]
+            ids = self._tokens([text for _, texts in some for text in texts])
+            pairs = list(zip(np.repeat(np.arange(len(some)), counts).tolist(), range(len(ids)), strict=True))
+            scores = self._score(self.encode([image for image, _ in some]), ids, pairs)
+            found += np.split(scores, np.cumsum(counts)[:-1])
+        return found
+
+    def _score(
+        self, features: PixelFeatures, ids: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]]
+    ) -> np.ndarray:
+        """The scores (P,) of pairs of an image and a sentence, which are passed in the order of their lengths."""
+        order = sorted(range(len(pairs)), key=lambda p: len(ids[pairs[p][1]]))
+        scores = np.empty(len(pairs), dtype=np.float32)
+        for start in range(0, len(order), PAIRS_AT_ONCE):
+            some = order[start : start + PAIRS_AT_ONCE]
+            index, text = np.array([pairs[p] for p in some]).T
+            output = self._run(self.model, features, [ids[t] for t in text], torch.from_numpy(index))
+            logits = output.match_logits if isinstance(self.model, PixelBertForPreTraining) else output.logits
+            scores[some] = logits.float().sigmoid().cpu().numpy()
         return scores
 
     @torch.inference_mode()
@@ -227,6 +261,54 @@ class PixelBert:
         weights = torch.cat(output.attentions).float().cpu().numpy()
         rows, columns = features.grid[0].tolist()
         return Attention(weights, words, pieces, (rows, columns))
+
+    def search(
+        self, index: SearchIndex | str | Path, text: str, top: int = 10, shortlist: int | None = SHORTLIST
+    ) -> list[Found]:
+        """The photos of an index to which a sentence most likely belongs, best first.
+
+        The two-tower head, if the model has one, short-lists; the joint score, that of `match`, ranks what it hands on.
+
+        Args:
+            index: of `pixelbert index` (`index_photos`), made with this checkpoint.
+            text: a sentence.
+            top: photos to give.
+            shortlist: photos that are scored; None for all, as without a two-tower head.
+
+        Raises:
+            PixelBertError: another kind of checkpoint, or another than the index's; no index; an empty text.
+        """
+        self._must_be("search", PixelBertForPreTraining, PixelBertForImageAndTextRetrieval)
+        opened = index if isinstance(index, SearchIndex) else SearchIndex.open(index)
+        return search(self, opened, text, top, shortlist)
+
+    @property
+    def source(self) -> str:
+        """The checkpoint that it was loaded from."""
+        return str(self.model.name_or_path)
+
+    @torch.inference_mode()
+    def embed_images(self, features: PixelFeatures) -> np.ndarray | None:
+        """The two-tower head's vectors of encoded images (I, E) float32, of length 1; None without such a head."""
+        if self.model.pixelbert.towers is None:
+            return None
+        with self._autocast():
+            return self.model.pixelbert.embed_images(features.to(self.model.device)).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def embed_text(self, text: str) -> np.ndarray | None:
+        """The two-tower head's vector of a sentence (E,) float32, of length 1; None without such a head."""
+        if self.model.pixelbert.towers is None:
+            return None
+        inputs = text_inputs(self._tokens([text]), self.processor.tokenizer.pad_token_id)
+        with self._autocast():
+            return self.model.pixelbert.embed_texts(**move(inputs, self.model.device))[0].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def score_features(self, features: PixelFeatures, text: str) -> np.ndarray:
+        """As `match`, of images that are encoded already: (I,) float32."""
+        pairs = [(i, 0) for i in range(len(features))]
+        return self._score(features.to(self.model.device), self._tokens([text]), pairs)
 
     def encode(self, images: ImageInput | Sequence[ImageInput]) -> PixelFeatures:
         """The pixel embeddings of images (I, K, D), each through the CNN once while it is among those used last.

@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import View
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import Draw, keyed_rng
 from pixelbert.errors import PixelBertError
-from pixelbert.model.modeling import IGNORE, PixelBertForPreTraining
+from pixelbert.model.modeling import IGNORE, Contrast, PixelBertForPreTraining
 from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
 from pixelbert.tasks.sentences import mask_tokens, mismatched_example, names_a_side
+from pixelbert.tasks.shortlist import tower_recall
 from pixelbert.tasks.steps import StepBatch, StepData, StepLoss, pad, text_inputs
 from pixelbert.tasks.task import Precision, Task
 
@@ -43,6 +45,10 @@ class Pretraining(Task):
         mismatched_from_same_split: draw the mismatched sentence from the data set and split that the image is of, and
             not from all training data as the paper does. With kinds of data that a glance tells apart (photos and
             drawings), most other sentences would be mismatches of the kind, and little else would be learned.
+        contrast: teach a two-tower head too (not in the paper), by which a search short-lists: each sentence finds its
+            image among those of so many matched pairs, and the reverse. 0 to leave it out. A group is never divided, so
+            `batch_size` and `micro_batch_size` hold whole ones.
+        tower_size: width of the two-tower head's vectors.
     """
 
     kind: Literal["pretraining"] = "pretraining"
@@ -52,13 +58,20 @@ class Pretraining(Task):
     mask_probability: float = 0.15
     mlm_on_mismatched: bool = False
     mismatched_from_same_split: bool = False
+    contrast: int = 0
+    tower_size: int = 256
 
     reads: ClassVar[str] = "captions"
     model_class: ClassVar[type] = PixelBertForPreTraining
 
     def __post_init__(self) -> None:
-        if not (self.mlm or self.itm):
+        if not (self.mlm or self.itm or self.contrast):
             raise PixelBertError("task: mlm and itm are both false, so there is nothing to learn; turn one on")
+        if self.contrast and (self.contrast < 2 or self.tower_size < 1):
+            raise PixelBertError(
+                f"task.contrast is {self.contrast} and task.tower_size {self.tower_size}; expected 2 or more pairs, or "
+                "0 for none, and a positive width"
+            )
         if not 0 < self.mask_probability < 1:
             raise PixelBertError(f"task.mask_probability is {self.mask_probability}; expected between 0 and 1")
         if self.pixels is not None and self.pixels < 1:
@@ -75,6 +88,10 @@ class Pretraining(Task):
         model.itm_head.requires_grad_(self.itm)
         model.pixelbert.pooler.requires_grad_(self.itm)
 
+    def head_config(self, corpus: Corpus) -> dict[str, Any]:
+        """See `Task.head_config`."""
+        return super().head_config(corpus) | ({"tower_size": self.tower_size} if self.contrast else {})
+
     def data(self, *args: Any, **options: Any) -> PretrainingData:
         """See `Task.data`."""
         return PretrainingData(*args, task=self, **options)  # type: ignore[misc]
@@ -87,6 +104,8 @@ class Pretraining(Task):
             parts["mlm_loss"] = output.mlm_loss / max(batch.in_step["masked"], 1)
         if output.itm_loss is not None:
             parts["itm_loss"] = output.itm_loss / batch.in_step["rows"]
+        if output.contrastive_loss is not None:
+            parts["contrastive_loss"] = output.contrastive_loss / batch.in_step["matched"]
         loss = torch.stack(list(parts.values())).sum()
         logged = {name: value.detach() for name, value in parts.items()}
         if output.itm_loss is not None:
@@ -97,15 +116,28 @@ class Pretraining(Task):
     def validate(
         self, model: Any, processor: PixelBertProcessor, photos: Photos, examples: int, precision: Precision
     ) -> dict[str, float]:
-        """See `evaluate_pretraining`."""
-        return evaluate_pretraining(model, processor, photos, examples=examples, precision=precision, show=False)
+        """See `evaluate_pretraining` and `tower_recall`; only what is learned."""
+        found: dict[str, float] = {}
+        if self.mlm or self.itm:
+            found |= evaluate_pretraining(model, processor, photos, examples=examples, precision=precision, show=False)
+        if self.contrast:
+            found |= tower_recall(model, processor, photos, images=examples, precision=precision)
+        return found
 
     def summary(self, row: dict[str, float]) -> str:
         """The figures that matter, beside their controls, in one line."""
-        return (
-            f"ITM accuracy {row['itm_accuracy']:.3f} (blank photos {row['itm_accuracy_blank']:.3f}), "
-            f"MLM loss {row['mlm_loss']:.3f} (another photo {row['mlm_loss_other_photo']:.3f})"
-        )
+        said = []
+        if self.mlm or self.itm:
+            said.append(
+                f"ITM accuracy {row['itm_accuracy']:.3f} (blank photos {row['itm_accuracy_blank']:.3f}), "
+                f"MLM loss {row['mlm_loss']:.3f} (another photo {row['mlm_loss_other_photo']:.3f})"
+            )
+        if self.contrast:
+            said.append(
+                f"two towers R@1 text to image {row['tower_text_to_image_r1']:.3f}, image to text "
+                f"{row['tower_image_to_text_r1']:.3f} among {row['tower_images']:.0f}"
+            )
+        return ", ".join(said)
 
 
 def sample_pixels(grid_pixels: int, pixels: int | None, rng: np.random.Generator) -> np.ndarray | None:
@@ -124,6 +156,7 @@ class Pair(NamedTuple):
         matched: whether the sentence is the example's own.
         ids: (L,) tokens shown.
         labels: (L,) true tokens where masked, -100 elsewhere.
+        whole: (L,) tokens before any were masked.
         pixels: (k,) sampled pixels, None for all.
     """
 
@@ -132,6 +165,7 @@ class Pair(NamedTuple):
     matched: bool
     ids: np.ndarray
     labels: np.ndarray
+    whole: np.ndarray
     pixels: np.ndarray | None
 
     @property
@@ -149,11 +183,29 @@ class PretrainingData(StepData[Pair]):
 
     def __post_init__(self) -> None:
         self._sentences = self.corpus.examples_of_images()
+        n = self.rows_together
+        if (self.order.size * self.rows_per_example) % n or self.micro_batch % n:
+            raise PixelBertError(
+                f"task.contrast {self.task.contrast} makes groups of {n} pairs; expected batch_size and "
+                f"micro_batch_size to be multiples of {n}"
+            )
 
     @property
     def rows_per_example(self) -> int:  # type: ignore[override]
         """Pairs."""
         return self.task.counts_per_example
+
+    @property
+    def rows_together(self) -> int:  # type: ignore[override]
+        """The pairs of a contrastive group."""
+        return self.task.contrast * self.rows_per_example or 1
+
+    def _plan(self, step: int) -> list[Pair]:
+        if not self.task.contrast:
+            return super()._plan(step)
+        rows, n = self.rows(self.order.step(step)), self.rows_per_example  # an example's pairs stay in one group
+        examples = [rows[i : i + n] for i in range(0, len(rows), n)]
+        return [row for example in sorted(examples, key=lambda e: max(map(self._place, e))) for row in example]
 
     def rows(self, draws: Sequence[Draw]) -> list[Pair]:
         """See `StepData.rows`."""
@@ -177,7 +229,7 @@ class PretrainingData(StepData[Pair]):
         return mismatched_example(self.corpus, example, own, rng, same_split=same_split)
 
     def _pair(self, draw: Draw, role: int, ids: np.ndarray, rng: np.random.Generator) -> Pair:
-        labels = np.full_like(ids, IGNORE)
+        labels, whole = np.full_like(ids, IGNORE), ids
         if self.task.mlm:
             ids, labels = mask_tokens(ids, self.processor.tokenizer, self.task.mask_probability, rng)
             if role == 1 and not self.task.mlm_on_mismatched:
@@ -186,16 +238,21 @@ class PretrainingData(StepData[Pair]):
         # Both pairs of an example are mirrored or neither, so that the mirroring tells nothing about the match.
         view = self.view(draw, image, one_sided=names_a_side(self.corpus.text(draw.example)))
         pixels = sample_pixels(self.photos.grid_pixels(image), self.task.pixels, rng)
-        return Pair(draw.example, view, role == 0, ids, labels, pixels)
+        return Pair(draw.example, view, role == 0, ids, labels, whole, pixels)
 
     def in_step(self, rows: Sequence[Pair]) -> dict[str, int]:
-        """Pairs, and masked tokens with a label."""
-        return {"rows": len(rows), "masked": sum(int((pair.labels != IGNORE).sum()) for pair in rows)}
+        """Pairs, masked tokens with a label, and matched pairs."""
+        masked = sum(int((pair.labels != IGNORE).sum()) for pair in rows)
+        return {"rows": len(rows), "masked": masked, "matched": sum(pair.matched for pair in rows)}
 
     def collate(self, rows: Sequence[Pair]) -> dict[str, Any]:
         """Pairs to the arguments of the model: each photo once, words padded to the longest sentence."""
-        inputs: dict[str, Any] = text_inputs([pair.ids for pair in rows], self.processor.tokenizer.pad_token_id)
-        inputs |= self.images([[pair.view] for pair in rows])
+        inputs: dict[str, Any] = self.images([[pair.view] for pair in rows])
+        if self.task.contrast:
+            inputs["contrast"] = self._contrast(rows, inputs["image_index"])
+        if not (self.task.mlm or self.task.itm):
+            return inputs
+        inputs |= text_inputs([pair.ids for pair in rows], self.processor.tokenizer.pad_token_id)
         if self.task.mlm:
             inputs["token_labels"] = pad([pair.labels for pair in rows], IGNORE)
         if self.task.itm:
@@ -203,6 +260,12 @@ class PretrainingData(StepData[Pair]):
         if any(pair.pixels is not None for pair in rows):
             inputs["pixel_index"] = self._pixel_index(rows)
         return inputs
+
+    def _contrast(self, rows: Sequence[Pair], image_index: Tensor) -> Contrast:
+        """The matched sentences as they are, for the two-tower head."""
+        matched = [i for i, pair in enumerate(rows) if pair.matched]
+        text = text_inputs([rows[i].whole for i in matched], self.processor.tokenizer.pad_token_id)
+        return Contrast(text["input_ids"], text["attention_mask"], image_index[matched], self.task.contrast)
 
     def _pixel_index(self, rows: Sequence[Pair]) -> Tensor:
         """(P, k): each pair's sampled pixels; an image with fewer keeps all, then -1."""

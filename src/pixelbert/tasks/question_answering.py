@@ -46,7 +46,11 @@ class QuestionAnswering(Task):
         """The answers, as the configuration keeps them."""
         if not corpus.answers:
             raise PixelBertError(f"{corpus.sources[0]}: its answer vocabulary is empty; prepare it with its answers")
-        return {"id2label": dict(enumerate(corpus.answers)), "label2id": {a: i for i, a in enumerate(corpus.answers)}}
+        answers = {
+            "id2label": dict(enumerate(corpus.answers)),
+            "label2id": {a: i for i, a in enumerate(corpus.answers)},
+        }
+        return super().head_config(corpus) | answers
 
     def adapt_head(self, model: PixelBertForQuestionAnswering, checkpoint: str) -> None:
         """A model that knows other answers keeps what it knows of those that are also in the data; the rest is new."""

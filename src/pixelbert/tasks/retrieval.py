@@ -25,6 +25,7 @@ from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval
 from pixelbert.progress import Tracker
 from pixelbert.tasks.scoring import SENTENCES_AT_ONCE, encode_images
 from pixelbert.tasks.sentences import mismatched_example, names_a_side
+from pixelbert.tasks.shortlist import tower_recall
 from pixelbert.tasks.steps import StepBatch, StepData, StepLoss, move, text_inputs
 from pixelbert.tasks.task import Precision, Task
 
@@ -37,11 +38,15 @@ class Retrieval(Task):
         kind: the task's name.
         wrong: sentences of other images beside each right one.
         hardest: of these, how many the gradient goes through: those that the model scores highest.
+        towers: teach a two-tower head beside it (not in the paper), by which a search short-lists.
+        tower_size: width of its vectors.
     """
 
     kind: Literal["retrieval"] = "retrieval"
     wrong: int = 20
     hardest: int = 5
+    towers: bool = False
+    tower_size: int = 256
 
     reads: ClassVar[str] = "captions"
     model_class: ClassVar[type] = PixelBertForImageAndTextRetrieval
@@ -51,6 +56,10 @@ class Retrieval(Task):
             raise PixelBertError(
                 f"task.hardest is {self.hardest} and task.wrong {self.wrong}; expected 1 <= hardest <= wrong"
             )
+
+    def head_config(self, corpus: Corpus) -> dict[str, Any]:
+        """See `Task.head_config`."""
+        return super().head_config(corpus) | ({"tower_size": self.tower_size} if self.towers else {})
 
     def data(self, *args: Any, **options: Any) -> RankingData:
         """See `Task.data`."""
@@ -62,7 +71,11 @@ class Retrieval(Task):
         loss = output.loss / batch.in_step["rows"]
         groups = output.logits.detach().view(-1, 1 + self.wrong)
         first = (groups[:, :1] > groups[:, 1:]).all(1).sum() / batch.in_step["rows"]
-        return StepLoss(loss, {"ranking_loss": loss.detach(), "ranked_first": first})
+        logged = {"ranking_loss": loss.detach(), "ranked_first": first}
+        if output.contrastive_loss is not None:
+            apart = output.contrastive_loss / batch.in_step["rows"]
+            loss, logged["contrastive_loss"] = loss + apart, apart.detach()
+        return StepLoss(loss, logged)
 
     def validate(
         self, model: Any, processor: PixelBertProcessor, photos: Photos, examples: int, precision: Precision
@@ -73,7 +86,10 @@ class Retrieval(Task):
         images = [int(photos.corpus.image_of[e]) for e in chosen]
         scores = np.full((len(chosen), len(images)), np.nan, dtype=np.float32)
         score_all_pairs(model, processor, photos, chosen, images, scores, precision=precision, show=False)
-        return {"images": len(images)} | recall_at_k(scores.T, np.arange(len(chosen)))
+        found = {"images": len(images)} | recall_at_k(scores.T, np.arange(len(chosen)))
+        if self.towers:
+            found |= tower_recall(model, processor, photos, images=len(images), precision=precision)
+        return found
 
     def summary(self, row: dict[str, float]) -> str:
         """The figures that matter, beside chance, in one line."""
@@ -144,7 +160,7 @@ class RankingData(StepData[Group]):
         text = text_inputs([ids for row in rows for ids in row.ids], self.processor.tokenizer.pad_token_id)
         images = self.images([[row.view] for row in rows])
         images["image_index"] = images["image_index"].repeat_interleave(n)
-        return text | images | {"candidates": n, "hardest": self.task.hardest}
+        return text | images | {"candidates": n, "hardest": self.task.hardest, "towers": self.task.towers}
 
 
 @torch.inference_mode()

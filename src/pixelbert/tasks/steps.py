@@ -22,6 +22,7 @@ from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import Draw, ExampleOrder, keyed_rng, remember, share
 from pixelbert.errors import PixelBertError
+from pixelbert.model.modeling import Contrast
 from pixelbert.model.pixels import PixelFeatures
 
 MIRRORING = 1 << 20  # keys the generator of mirroring, apart from those of the tasks
@@ -71,6 +72,8 @@ def move(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
     def moved(value: Any) -> Any:
         if isinstance(value, list):
             return [moved(x) for x in value]
+        if isinstance(value, Contrast):
+            return Contrast(*map(moved, value))
         return value.to(device, non_blocking=True) if isinstance(value, Tensor | PixelFeatures) else value
 
     return {key: moved(value) for key, value in inputs.items()}
@@ -107,6 +110,7 @@ class StepData(Dataset, ABC, Generic[R]):
 
     rows_per_example = 1
     pairs_per_row = 1
+    rows_together = 1  # of a plan, from its beginning: one micro-batch holds them all
 
     @property
     def corpus(self) -> Corpus:
@@ -132,11 +136,17 @@ class StepData(Dataset, ABC, Generic[R]):
 
     @property
     def _rows_per_batch(self) -> int:
-        return max(self.micro_batch // self.pairs_per_row, 1)
+        return max(self.micro_batch // (self.pairs_per_row * self.rows_together), 1) * self.rows_together
+
+    def _mine(self) -> slice:
+        """This process's rows of a plan."""
+        n = self.rows_together
+        mine = share(self.order.size * self.rows_per_example // n, self.rank, self.world)
+        return slice(mine.start * n, mine.stop * n)
 
     def micro_batches(self) -> int:
         """Forward passes that this process makes a step."""
-        mine = share(self.order.size * self.rows_per_example, self.rank, self.world)
+        mine = self._mine()
         return -(-(mine.stop - mine.start) // self._rows_per_batch)
 
     def plan(self, step: int) -> list[R]:
@@ -172,7 +182,7 @@ class StepData(Dataset, ABC, Generic[R]):
     def batch(self, step: int, micro: int) -> StepBatch:
         """The micro-batch of a step that this process takes at this place."""
         plan = self.plan(step)
-        mine = plan[share(len(plan), self.rank, self.world)]
+        mine = plan[self._mine()]
         rows = mine[micro * self._rows_per_batch : (micro + 1) * self._rows_per_batch]
         return StepBatch(self.collate(rows), [row.example for row in rows], self.in_step(plan))
 

@@ -37,8 +37,11 @@ class Task(ABC):
         return 1
 
     def head_config(self, corpus: Corpus) -> dict[str, Any]:
-        """Fields of the configuration that the head takes from the training data."""
-        return {}
+        """Fields of the configuration that the task decides, some by its training data.
+
+        A two-tower head that the task doesn't train is left out: it would no longer fit the transformer below it.
+        """
+        return {"tower_size": 0}
 
     def adapt_head(self, model: Any, checkpoint: str) -> None:  # noqa: B027 (most heads have no names in them)
         """Make a head that was loaded from a checkpoint fit the training data, where its size alone doesn't tell."""

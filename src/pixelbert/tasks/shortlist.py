@@ -1,0 +1,67 @@
+"""The first stage of a search: images and sentences compared by the two-tower head, without the joint transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixelbert.data.photos import Photos
+from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.metrics.retrieval import recall_at_k
+from pixelbert.tasks.scoring import IMAGES_AT_ONCE, SENTENCES_AT_ONCE, encode_images
+from pixelbert.tasks.steps import move, text_inputs
+from pixelbert.tasks.task import Precision
+
+
+@torch.inference_mode()
+def tower_scores(
+    model: Any,
+    processor: PixelBertProcessor,
+    photos: Photos,
+    captions: Sequence[int],
+    images: Sequence[int],
+    *,
+    precision: Precision = "bf16",
+) -> np.ndarray:
+    """The two-tower head's cosine of every caption with every image: (captions, images) float32, from -1 to 1.
+
+    Args:
+        captions: examples, the rows.
+        images: image numbers, the columns.
+    """
+    was_training = model.training
+    model.eval()
+    tokens = processor.tokenizer(
+        [photos.corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length
+    )["input_ids"]
+    by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        of_images = torch.cat(
+            [
+                model.pixelbert.embed_images(encode_images(model, photos, images[i : i + IMAGES_AT_ONCE], show=False))
+                for i in range(0, len(images), IMAGES_AT_ONCE)
+            ]
+        )
+        scores = np.empty((len(captions), len(images)), dtype=np.float32)
+        for start in range(0, len(by_length), SENTENCES_AT_ONCE):
+            rows = by_length[start : start + SENTENCES_AT_ONCE]
+            text = text_inputs([np.array(tokens[i]) for i in rows], processor.tokenizer.pad_token_id)
+            of_texts = model.pixelbert.embed_texts(**move(text, model.device))
+            with torch.autocast(model.device.type, enabled=False):  # rounded products would tie
+                scores[rows] = (of_texts @ of_images.T).cpu().numpy()
+    model.train(was_training)
+    return scores
+
+
+def tower_recall(
+    model: Any, processor: PixelBertProcessor, photos: Photos, *, images: int, precision: Precision
+) -> dict[str, float]:
+    """Recall both ways by the two-tower head alone, among the first `images` of a split, one caption each."""
+    groups = photos.corpus.examples_of_images(images)
+    captions = [examples[0] for examples in groups.values()]
+    scores = tower_scores(model, processor, photos, captions, list(groups), precision=precision)
+    found = recall_at_k(scores.T, np.arange(len(captions)))
+    return {"tower_images": len(groups)} | {f"tower_{name}": value for name, value in found.items()}

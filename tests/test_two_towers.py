@@ -1,0 +1,208 @@
+"""The two-tower head: its loss against hand-made values, vectors that depend on nothing beside them, whole groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pixelbert.data.corpus import Corpus
+from pixelbert.data.photos import Photos
+from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
+from pixelbert.data.sampler import ExampleOrder
+from pixelbert.data.sources.scenes import resolve_scenes
+from pixelbert.errors import PixelBertError
+from pixelbert.loading import load_checkpoint
+from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval
+from pixelbert.model.heads import TwoTowerHead
+from pixelbert.model.modeling import Contrast, PixelBertForPreTraining
+from pixelbert.model.pixels import PixelFeatures
+from pixelbert.tasks.pretraining import Pretraining, PretrainingData
+from pixelbert.tasks.retrieval import Retrieval
+from pixelbert.tasks.shortlist import tower_scores
+from pixelbert.tasks.steps import StepBatch
+
+MakeModel = Callable[..., PixelBertForPreTraining]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return Corpus(resolve_scenes(["scenes:0-40"], tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def processor(corpus: Corpus) -> PixelBertProcessor:
+    tokenizer = learn_tokenizer((corpus.text(i) for i in range(len(corpus))), 300)
+    return PixelBertProcessor(PixelBertImageProcessor(128, 128), tokenizer, 24)
+
+
+def make_data(
+    corpus: Corpus, processor: PixelBertProcessor, rank: int = 0, world: int = 1, micro: int = 32, **task: object
+) -> PretrainingData:
+    order = ExampleOrder(corpus.image_of, 16, sentences_per_image=2, seed=7)
+    options = Pretraining(**({"pixels": 3, "contrast": 4} | task))  # type: ignore[arg-type]
+    return PretrainingData(
+        Photos(corpus, processor.image_processor), processor, order, rank, world, micro, task=options
+    )
+
+
+class TestLoss:
+    def test_is_the_published_one_worked_out_by_hand(self, tiny_config: Callable) -> None:
+        """CLIP's symmetric cross-entropy (arXiv:2103.00020, Fig. 3), other sentences of an image left out."""
+        head = TwoTowerHead(tiny_config(tower_size=8))
+        rng = np.random.default_rng(0)
+        text, image = rng.normal(size=(6, 8)).astype("f4"), rng.normal(size=(4, 8)).astype("f4")
+        index = np.array([0, 1, 0, 3, 2, 1])  # groups (0, 1, 0) and (3, 2, 1)
+        expected = 0.0
+        for group in ([0, 1, 2], [3, 4, 5]):
+            for own in group:
+                rivals = [r for r in group if r == own or index[r] != index[own]]
+                to_image = np.array([text[own] @ image[index[r]] for r in rivals]) / 0.07
+                to_text = np.array([text[r] @ image[index[own]] for r in rivals]) / 0.07
+                right = rivals.index(own)
+                for scores in (to_image, to_text):
+                    expected += (np.log(np.exp(scores - scores[right]).sum())) / 2
+        found = head.contrast(*map(torch.from_numpy, (text, image, index)), 3)
+        assert found.item() == pytest.approx(expected, rel=1e-5)
+
+    def test_scale_is_bounded(self, tiny_config: Callable) -> None:
+        head = TwoTowerHead(tiny_config(tower_size=8))
+        assert head.scale().item() == pytest.approx(1 / 0.07)
+        torch.nn.init.constant_(head.log_scale, 50.0)
+        assert head.scale().item() == 100.0
+
+    def test_a_network_without_the_head_says_so(self, tiny_model: MakeModel) -> None:
+        with pytest.raises(ValueError, match="tower_size is 0"):
+            tiny_model().pixelbert.embed_texts(torch.ones(1, 3, dtype=torch.long))
+
+
+def test_vectors_depend_on_nothing_beside_them(tiny_model: MakeModel) -> None:
+    model = tiny_model(tower_size=16).pixelbert
+    images = [torch.randn(3, h, w, generator=torch.Generator().manual_seed(h + w)) for h, w in ((64, 128), (192, 128))]
+    ids = torch.tensor([[2, 9, 8, 3], [2, 7, 3, 0]])
+    with torch.inference_mode():
+        together = model.embed_images(model.encode_images(images))
+        alone = torch.cat([model.embed_images(model.encode_images([image])) for image in images])
+        texts = model.embed_texts(ids, ids.ne(0))
+        short = model.embed_texts(ids[1:, :3])
+    assert (together - alone).abs().max() < 1e-5
+    assert (texts[1:] - short).abs().max() < 1e-5
+    assert torch.allclose(torch.cat([together, texts]).norm(dim=1), torch.ones(4), atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 1e-2
+
+
+class TestGroups:
+    @pytest.mark.parametrize("task", [{}, {"mlm": False, "itm": False}])
+    def test_the_same_groups_on_any_number_of_devices(
+        self, corpus: Corpus, processor: PixelBertProcessor, task: dict
+    ) -> None:
+        def groups(world: int, micro: int) -> list[tuple]:
+            found = []
+            for rank in range(world):
+                data = make_data(corpus, processor, rank, world, micro, **task)
+                for m in range(data.micro_batches()):
+                    given: Contrast = data.batch(3, m).inputs["contrast"]
+                    sentences = [tuple(row[row > 0].tolist()) for row in given.input_ids]
+                    found += [tuple(sentences[i : i + 4]) for i in range(0, len(sentences), 4)]
+            return found
+
+        whole = groups(1, 64)
+        assert len(whole) == 4
+        assert groups(1, 8) == groups(2, 8) == groups(2, 64) == whole
+
+    def test_sentences_are_whole_where_the_others_are_masked(
+        self, corpus: Corpus, processor: PixelBertProcessor
+    ) -> None:
+        batch = make_data(corpus, processor).batch(0, 0)
+        mask = processor.tokenizer.mask_token_id
+        assert (batch.inputs["input_ids"] == mask).any()
+        given = batch.inputs["contrast"]
+        assert not (given.input_ids == mask).any()
+        assert given.image_index.tolist() == batch.inputs["image_index"][batch.inputs["match_labels"] == 1].tolist()
+
+    def test_losses_of_a_step_add_up(
+        self, corpus: Corpus, processor: PixelBertProcessor, tiny_model: MakeModel
+    ) -> None:
+        model, task = tiny_model(vocab_size=300, tower_size=16), Pretraining(pixels=3, contrast=4)
+
+        def loss(world: int, micro: int) -> float:
+            datas = [make_data(corpus, processor, rank, world, micro) for rank in range(world)]
+            batches: list[StepBatch] = [data.batch(0, m) for data in datas for m in range(data.micro_batches())]
+            with torch.no_grad():
+                return sum(task.loss(model, batch).parts["contrastive_loss"].item() for batch in batches)
+
+        assert loss(1, 8) == pytest.approx(loss(1, 64), rel=1e-5)
+        assert loss(2, 8) == pytest.approx(loss(1, 64), rel=1e-5)
+
+    def test_sizes_that_would_divide_a_group(self, corpus: Corpus, processor: PixelBertProcessor) -> None:
+        with pytest.raises(PixelBertError, match="groups of 8 pairs"):
+            make_data(corpus, processor, micro=12)
+        with pytest.raises(PixelBertError, match=r"contrast is 1"):
+            Pretraining(contrast=1)
+
+
+@pytest.mark.parametrize("blank", [False, True])
+def test_it_learns_which_images_are_meant_and_nothing_without_them(blank: bool, tiny_model: MakeModel) -> None:
+    model = tiny_model(tower_size=16, pixel_layer_norm=True)
+    rng = torch.Generator().manual_seed(0)
+    channels = model.pixelbert.backbone.shape.out_channels
+    values = torch.randn(8, 4, channels, generator=rng)
+    images = PixelFeatures(torch.zeros_like(values) if blank else values, torch.tensor([[2, 2]] * 8))
+    ids = torch.randint(1, 64, (8, 5), generator=rng)
+    contrast = Contrast(ids, torch.ones_like(ids), torch.arange(8), 8)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(40):
+        loss = model(trunk_features=images, contrast=contrast).contrastive_loss / 8
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    if blank:  # nothing tells the images apart
+        assert loss.item() > np.log(8) - 1e-4
+    else:
+        assert loss.item() < 0.1
+
+
+def test_scores_of_all_pairs_are_the_vectors_products(
+    corpus: Corpus, processor: PixelBertProcessor, tiny_model: MakeModel
+) -> None:
+    model, photos = tiny_model(vocab_size=300, tower_size=16), Photos(corpus, processor.image_processor)
+    scores = tower_scores(model, processor, photos, range(5), [3, 0], precision="fp32")
+    with torch.inference_mode():
+        for caption, column, image in ((0, 0, 3), (4, 1, 0)):
+            features = model.encode_images([processor.image_processor.to_tensor(corpus.load_image(image))])
+            ids = torch.tensor(processor.tokenizer([corpus.text(caption)])["input_ids"])
+            cosine = (model.pixelbert.embed_texts(ids) * model.pixelbert.embed_images(features)).sum()
+            assert scores[caption, column] == pytest.approx(cosine.item(), abs=1e-5)
+
+
+def test_retrieval_teaches_the_towers_to_rank_the_same_candidates(tiny_config: Callable) -> None:
+    torch.manual_seed(0)
+    model = PixelBertForImageAndTextRetrieval(tiny_config(tower_size=16)).eval()
+    ids = torch.randint(4, 60, (6, 5))
+    images = [torch.randn(3, 64, 64), torch.randn(3, 128, 64)]
+    index = torch.tensor([0, 0, 0, 1, 1, 1])
+    output = model(input_ids=ids, image_index=index, pixel_values=images, candidates=3, hardest=1, towers=True)
+    trunk = model.pixelbert
+    cosines = (trunk.embed_texts(ids) * trunk.embed_images(model.encode_images(images))[index]).sum(-1) / 0.07
+    expected = -cosines.view(2, 3).log_softmax(1)[:, 0].sum()
+    assert output.contrastive_loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert Retrieval(towers=True, tower_size=16).head_config(None) == {"tower_size": 16}  # type: ignore[arg-type]
+
+
+def test_a_task_that_does_not_train_the_head_leaves_it_out(
+    tiny_model: MakeModel, processor: PixelBertProcessor, tmp_path: Path
+) -> None:
+    tiny_model(tower_size=16).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert load_checkpoint(tmp_path, "cpu").model.pixelbert.towers is not None
+    plain, with_towers = Retrieval(), Retrieval(towers=True, tower_size=16)
+    for task in (plain, with_towers):
+        fields = task.head_config(None)  # type: ignore[arg-type]
+        loaded = load_checkpoint(tmp_path, "cpu", task.model_class, new_head=True, **fields)
+        assert (loaded.model.pixelbert.towers is not None) == task.towers
+        assert not loaded.missing
+    new = load_checkpoint(tmp_path, "cpu", Retrieval.model_class, new_head=True, tower_size=8)
+    assert {name.split(".")[1] for name in new.missing} == {"towers"}
