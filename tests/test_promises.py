@@ -26,7 +26,7 @@ TINY = {
         "dropout": 0.0,
         "vocab_size": 200,
     },
-    "task": {"pixels": 3, "contrast": 2, "tower_size": 16},
+    "task": {"pixels": 3},
     "data": {
         "train": ["scenes:0-40"],
         "shortest_edge": 128,

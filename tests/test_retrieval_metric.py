@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelbert.metrics import retrieval
-from pixelbert.metrics.retrieval import fold_recall, query_recall, recall_at_k
+from pixelbert.metrics.retrieval import fold_recall, query_recall, recall_at_k, shortlist_recall
+from pixelbert.tasks.shortlist import shortlisted, two_stage
 
 
 def test_by_hand() -> None:
@@ -141,3 +142,38 @@ def test_some_queries_alone_rank_as_they_do_among_all() -> None:
         assert query_recall(scores, right)[k] == whole[f"image_to_text_r{k}"]
         assert query_recall(scores.T, right.T)[k] == whole[f"text_to_image_r{k}"]
     assert query_recall(np.zeros((2, 9)), np.eye(2, 9, dtype=bool))[5] == 0  # ties count against the model
+
+
+class TestShortList:
+    def test_by_hand(self) -> None:
+        exact = np.array([[0.9, 0.8, 0.1, 0.2], [0.1, 0.2, 0.3, 0.4]])
+        first = np.array([[0.1, 0.9, 0.5, 0.4], [0.1, 0.2, 0.3, 0.4]])
+        kept = shortlist_recall(exact, first, sizes=(1, 2, 4), ks=(1, 2))
+        # The first query's best, item 0, is the first stage's last; its second best is the first stage's first.
+        assert kept == {1: {1: 0.5, 2: 0.5}, 2: {1: 0.5, 2: 0.75}, 4: {1: 1.0, 2: 1.0}}
+
+    @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 12))
+    def test_a_list_of_everything_keeps_everything_and_longer_ones_more(
+        self, seed: int, queries: int, items: int
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        exact, first = rng.normal(size=(2, queries, items))
+        kept = shortlist_recall(exact, first, sizes=range(1, items + 1), ks=(1,))
+        shares = [kept[size][1] for size in range(1, items + 1)]
+        assert shares == sorted(shares)
+        assert shares[-1] == 1.0
+        same = shortlist_recall(exact, exact, sizes=(1,), ks=(1,))
+        assert same[1][1] == 1.0
+
+    @given(st.integers(0, 2**32 - 1), st.integers(1, 12))
+    def test_the_list_stands_before_the_rest(self, seed: int, size: int) -> None:
+        rng = np.random.default_rng(seed)
+        exact, first = rng.normal(size=(4, 10)) * 10, rng.uniform(-1, 1, size=(4, 10))
+        chosen = shortlisted(first, size)
+        assert (chosen.sum(1) == min(size, 10)).all()
+        scores = two_stage(np.where(chosen, exact, np.nan), first, chosen)
+        for row in range(4):
+            order = np.argsort(-scores[row])
+            inside = [i for i in np.argsort(-exact[row]) if chosen[row, i]]
+            outside = [i for i in np.argsort(-first[row]) if not chosen[row, i]]
+            assert order.tolist() == inside + outside

@@ -358,12 +358,12 @@ def test_reasoning_over_two_photos(statements: Path, tmp_path: Path) -> None:
     assert json.loads(scored.read_text())["accuracy"] == pytest.approx(100 * found["accuracy"])
 
 
-def test_retrieval_from_a_pretrained_model(captions: Path, tmp_path: Path) -> None:
+def test_retrieval_from_a_pretrained_model(captions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = write_recipe(tmp_path / "pretrain.yaml", {"kind": "pretraining", "pixels": None}, f"{captions}:train")
     cli.main(["train", str(first), "--output", str(tmp_path / "pretrained"), "--epochs", "2"])
     pretrained = tmp_path / "pretrained" / "final"
     model = {"checkpoint": str(pretrained), "freeze_backbone": True, "feature_cache": str(tmp_path / "features")}
-    task = {"kind": "retrieval", "wrong": 5, "hardest": 2}
+    task = {"kind": "retrieval", "wrong": 5, "hardest": 2, "towers": True, "tower_size": 16}
     recipe = write_recipe(tmp_path / "retrieval.yaml", task, f"{captions}:train", model=model, batch_size=8)
     cli.main(["train", str(recipe), "--output", str(tmp_path / "run"), "--epochs", "2"])
     final = tmp_path / "run" / "final"
@@ -396,9 +396,24 @@ def test_retrieval_from_a_pretrained_model(captions: Path, tmp_path: Path) -> No
     assert {k: v for k, v in every.items() if k in found and "_r" in k} == {
         k: v for k, v in found.items() if k in every and "_r" in k
     }
+    # By two stages: a list that is not short gives the exact result, a short one has the same scores.
+    whole = run_evaluation(final, captions, "test", tmp_path / "whole", "--shortlist", "24")
+    assert {k: v for k, v in whole.items() if k in found and "_r" in k} == {
+        k: v for k, v in found.items() if k in whole and "_r" in k
+    }
+    run_evaluation(final, captions, "test", tmp_path / "short", "--shortlist", "3")
+    short = np.load(tmp_path / "short" / "scores_shortlist.npy")
+    listed = ~np.isnan(short)
+    assert (listed.sum(1) >= 3).all()
+    assert (listed.sum(0) >= 3).all()
+    assert listed.sum() <= 24 * 3 + 12 * 3
+    np.testing.assert_allclose(short[listed], scores[listed], atol=1e-5)
     # A pre-trained model ranks with its matching head.
     zero_shot = run_evaluation(pretrained, captions, "test", tmp_path / "zero", "--task", "retrieval")
     assert zero_shot["retrieval_captions"] == 24
+    with pytest.raises(SystemExit):
+        run_evaluation(pretrained, captions, "test", tmp_path / "none", "--task", "retrieval", "--shortlist", "3")
+    assert "no two-tower head" in capsys.readouterr().err
 
 
 def test_data_of_another_kind_is_refused(captions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

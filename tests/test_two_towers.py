@@ -128,14 +128,20 @@ class TestGroups:
     ) -> None:
         model, task = tiny_model(vocab_size=300, tower_size=16), Pretraining(pixels=3, contrast=4)
 
-        def loss(world: int, micro: int) -> float:
+        def gradients(world: int, micro: int) -> torch.Tensor:
+            model.zero_grad()
             datas = [make_data(corpus, processor, rank, world, micro) for rank in range(world)]
             batches: list[StepBatch] = [data.batch(0, m) for data in datas for m in range(data.micro_batches())]
-            with torch.no_grad():
-                return sum(task.loss(model, batch).parts["contrastive_loss"].item() for batch in batches)
+            losses = [task.loss(model, batch) for batch in batches]
+            torch.stack([loss.loss for loss in losses]).sum().backward()
+            total = torch.stack([loss.parts["contrastive_loss"] for loss in losses]).sum()
+            found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            return torch.cat([total[None], *found])
 
-        assert loss(1, 8) == pytest.approx(loss(1, 64), rel=1e-5)
-        assert loss(2, 8) == pytest.approx(loss(1, 64), rel=1e-5)
+        whole = gradients(1, 64)
+        assert whole[1:].abs().max() > 0.1
+        for layout in ((1, 8), (2, 8), (2, 64)):
+            torch.testing.assert_close(gradients(*layout), whole, rtol=1e-4, atol=1e-5)
 
     def test_sizes_that_would_divide_a_group(self, corpus: Corpus, processor: PixelBertProcessor) -> None:
         with pytest.raises(PixelBertError, match="groups of 8 pairs"):

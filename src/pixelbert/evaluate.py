@@ -38,6 +38,7 @@ from pixelbert.tasks.question_answering import answer_questions, measure_answers
 from pixelbert.tasks.reasoning import judge_statements
 from pixelbert.tasks.retrieval import all_pairs_recall, score_all_pairs
 from pixelbert.tasks.scoring import shuffled_images
+from pixelbert.tasks.shortlist import kept_by_shortlist, shortlisted, tower_recall, tower_scores, two_stage
 from pixelbert.tasks.task import Precision
 from pixelbert.train.recipe import TASKS
 
@@ -61,6 +62,11 @@ class Evaluation:
         """The examples."""
         return self.photos.corpus
 
+    @property
+    def has_towers(self) -> bool:
+        """Whether the model can short-list."""
+        return self.model.pixelbert.towers is not None
+
 
 def evaluate(
     checkpoint: str,
@@ -75,6 +81,7 @@ def evaluate(
     captions_per_image: int | None = None,
     folds: int = 0,
     queries: int = 0,
+    shortlist: int = 0,
     questions: Path | None = None,
     allow_trained: bool = False,
     feature_cache: Path | None = None,
@@ -103,6 +110,8 @@ def evaluate(
             pre-trained checkpoint.
         queries: estimate retrieval by so many captions drawn at random, each against all images, and by as many images
             against all captions as take the same time; with the standard error of sampling. 0 for all pairs.
+        shortlist: score only so many items of each query, those that the two-tower head ranks highest.
+            0 to score all; what short lists would keep of the best is then reported, if the checkpoint has that head.
         folds: also the mean recall of so many equal folds of images: 5 for COCO's five folds of 1,000.
         questions: VQA's official questions file of the split: each of its questions must be answered, since the server
             rejects a file in which one is missing.
@@ -137,6 +146,7 @@ def evaluate(
     options = {"examples": examples, "seed": seed, "precision": precision}
     if kind == "retrieval":
         options |= {"retrieval_images": retrieval_images, "captions_per_image": captions_per_image, "queries": queries}
+        options |= {"shortlist": shortlist}
     if kind != "pretraining":  # which keeps no predictions
         facts = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance()}
         predictions.claim(folder, facts | options)
@@ -156,10 +166,15 @@ def evaluate(
             seed=seed,
             precision=precision,
         )
+        if run.has_towers:
+            shown = int(result.get("retrieval_images", 100))
+            result |= tower_recall(model, processor, run.photos, images=shown, precision=precision)
     elif kind == "question-answering":
         result = evaluate_answers(run, chosen, seed, questions)
     elif kind == "reasoning":
         result = evaluate_statements(run, chosen, seed)
+    elif shortlist:
+        result = evaluate_shortlist(run, retrieval_images, captions_per_image or 0, shortlist)
     elif queries:
         result = estimate_retrieval(run, retrieval_images, captions_per_image or 0, queries, seed)
     else:
@@ -318,7 +333,31 @@ def estimate_retrieval(
         for k, recall in found.items():
             result[f"{way}_r{k}"] = recall
             result[f"{way}_r{k}_standard_error"] = (recall * (1 - recall) / number) ** 0.5
+        if run.has_towers:
+            first = tower_scores(run.model, run.processor, run.photos, rows, columns, precision=run.precision)
+            turned = (scores, first) if way == "text_to_image" else (scores.T, first.T)
+            result |= kept_by_shortlist(*turned, way)
     return result
+
+
+def evaluate_shortlist(run: Evaluation, images: int | None, captions_per_image: int, size: int) -> dict[str, Any]:
+    """Recall both ways as a search finds: the two-tower head short-lists, the joint score ranks the list."""
+    if not run.has_towers:
+        raise PixelBertError("this checkpoint has no two-tower head to short-list by: leave out --shortlist")
+    captions, shown = gallery(run.corpus, images, captions_per_image)
+    first = tower_scores(run.model, run.processor, run.photos, captions, shown, precision=run.precision)
+    of_texts, of_images = shortlisted(first, size), shortlisted(first.T, size).T
+    scores = predictions.open_scores(run.folder / "scores_shortlist.npy", len(captions), len(shown))
+    wanted = of_texts | of_images
+    score_all_pairs(
+        run.model, run.processor, run.photos, captions, shown, scores, wanted=wanted, precision=run.precision
+    )
+    result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions), "shortlist": size}
+    for way, chosen in (("text_to_image", of_texts), ("image_to_text", of_images)):
+        found = all_pairs_recall(run.corpus, captions, shown, two_stage(scores, first, chosen))
+        result |= {name: value for name, value in found.items() if name.startswith(way)}
+    towers = all_pairs_recall(run.corpus, captions, shown, first)
+    return result | {f"tower_{name}": value for name, value in towers.items()}
 
 
 def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: int, folds: int) -> dict[str, Any]:
@@ -328,6 +367,12 @@ def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: 
     score_all_pairs(run.model, run.processor, run.photos, captions, shown, scores, precision=run.precision)
     result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions)}
     result |= all_pairs_recall(run.corpus, captions, shown, scores)
+    if run.has_towers:
+        first = tower_scores(run.model, run.processor, run.photos, captions, shown, precision=run.precision)
+        towers = all_pairs_recall(run.corpus, captions, shown, first)
+        result |= {f"tower_{name}": value for name, value in towers.items()}
+        result |= kept_by_shortlist(scores, first, "text_to_image")
+        result |= kept_by_shortlist(scores.T, first.T, "image_to_text")
     if folds:
         column = {image: i for i, image in enumerate(shown)}
         owner = np.array([column[int(run.corpus.image_of[e])] for e in captions])
@@ -372,6 +417,11 @@ def print_table(result: dict[str, Any]) -> None:
                     meaning += f"; {result[f'{way}_queries']} queries, standard error {error:.3f}"
                 row(f"{way.replace('_', ' ')} R@{k}", f"{way}_r{k}", chance, meaning)
     for key in result:
-        if key.endswith("_folds"):
+        if (
+            key.endswith("_folds")
+            or "_kept_by_" in key
+            or key.startswith("tower_text")
+            or key.startswith("tower_image_")
+        ):
             row(key.replace("_", " "), key)
     console.print(table)

@@ -89,6 +89,28 @@ def query_recall(scores: np.ndarray, right: np.ndarray, ks: Sequence[int] = (1, 
     return {k: float((place < k).mean()) for k in ks}
 
 
+def shortlist_recall(
+    scores: np.ndarray, first_stage: np.ndarray, sizes: Sequence[int], ks: Sequence[int] = (1, 5, 10)
+) -> dict[int, dict[int, float]]:
+    """How much of what the exact scores rank highest a short list keeps.
+
+    Args:
+        scores: (queries, items), the exact ones.
+        first_stage: (queries, items), those that the short list is drawn by.
+        sizes: of the short list.
+
+    Returns:
+        size -> k -> the share of each query's k best items by `scores` that are on its list, mean over queries.
+    """
+    refuse_nan(scores)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, : max(ks)]
+    place = np.empty(first_stage.shape, dtype=np.int64)  # in the first stage's ranking
+    order = np.argsort(-first_stage, axis=1, kind="stable")
+    np.put_along_axis(place, order, np.arange(order.shape[1])[None], axis=1)
+    of_best = np.take_along_axis(place, best, axis=1)
+    return {size: {k: float((of_best[:, :k] < size).mean()) for k in ks} for size in sizes}
+
+
 def check(scores: np.ndarray, caption_image: np.ndarray) -> None:
     if scores.ndim != 2 or scores.shape[1] != len(caption_image) or not scores.size:
         raise ValueError(f"scores {scores.shape} and {len(caption_image)} captions: expected (images, captions)")

@@ -172,48 +172,53 @@ def score_all_pairs(
     images: Sequence[int],
     scores: np.ndarray,
     *,
+    wanted: np.ndarray | None = None,
     precision: Precision = "bf16",
     images_at_once: int = 100,
     show: bool = True,
 ) -> None:
     """Fill in the scores of every caption with every image; those that are not NaN are there already and are left.
 
-    Images are encoded once; captions of one length go together, each with a block of images. Memory holds
-    `images_at_once` images' features, and `scores`, which may be a memory-mapped file: a caption's scores with a block
-    are written when they are made, so whoever stops this loses no more than a moment's work.
+    Images are encoded once; captions of like length go together, each with the images of a block. Memory holds
+    `images_at_once` images' features, and `scores`, which may be a memory-mapped file: scores are written when they
+    are made, so whoever stops this loses no more than a moment's work.
 
     Args:
         captions: examples, the rows of `scores`.
         images: image numbers, its columns.
         scores: (captions, images) float32, NaN where still to be done.
+        wanted: (captions, images) true for the pairs to score; all if None.
     """
     corpus = photos.corpus
-    tokens = processor.tokenizer([corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length)[
-        "input_ids"
-    ]
-    tokens = [np.array(ids) for ids in tokens]
+    encoded = processor.tokenizer([corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length)
+    tokens = [np.array(ids) for ids in encoded["input_ids"]]
     by_length = np.array(sorted(range(len(tokens)), key=lambda i: len(tokens[i])))
     was_training = model.training
     model.eval()
-    missing = int(np.isnan(scores).sum())
-    with Tracker("scoring pairs", scores.size, done=scores.size - missing, show=show) as tracker:
-        for start in range(0, len(images), images_at_once):
-            block = slice(start, min(start + images_at_once, len(images)))
-            left = by_length[np.isnan(scores[:, block]).any(axis=1)[by_length]]
-            if not len(left):
+
+    def missing(block: slice) -> np.ndarray:
+        to_do = np.isnan(scores[:, block])
+        return to_do if wanted is None else to_do & wanted[:, block]
+
+    blocks = [slice(i, min(i + images_at_once, len(images))) for i in range(0, len(images), images_at_once)]
+    total, left = scores.size if wanted is None else int(wanted.sum()), sum(int(missing(b).sum()) for b in blocks)
+    with Tracker("scoring pairs", total, done=total - left, show=show) as tracker:
+        for block in blocks:
+            rows, columns = np.nonzero(missing(block)[by_length])
+            if not len(rows):
                 continue
+            rows = by_length[rows]
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 features = encode_images(model, photos, images[block], show=False)
-                size = max(SENTENCES_AT_ONCE // len(features), 1)
-                for rows in (left[i : i + size] for i in range(0, len(left), size)):
-                    text = text_inputs([tokens[i] for i in rows], processor.tokenizer.pad_token_id)
-                    n = len(features)
-                    inputs = {key: value.repeat_interleave(n, 0) for key, value in text.items()}
-                    inputs["image_index"] = torch.arange(n).repeat(len(rows))
+                for start in range(0, len(rows), SENTENCES_AT_ONCE):
+                    r, c = rows[start : start + SENTENCES_AT_ONCE], columns[start : start + SENTENCES_AT_ONCE]
+                    sentences, which = np.unique(r, return_inverse=True)
+                    text = text_inputs([tokens[i] for i in sentences], processor.tokenizer.pad_token_id)
+                    inputs = {key: value[torch.from_numpy(which)] for key, value in text.items()}
+                    inputs["image_index"] = torch.from_numpy(c)
                     found = pair_logits(model(features, **move(inputs, model.device)))
-                    new = int(np.isnan(scores[rows, block]).sum())
-                    scores[rows, block] = found.float().cpu().numpy().reshape(len(rows), n)
-                    tracker.advance(new)
+                    scores[r, block.start + c] = found.float().cpu().numpy()
+                    tracker.advance(len(r))
     model.train(was_training)
 
 

@@ -10,10 +10,12 @@ import torch
 
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
-from pixelbert.metrics.retrieval import recall_at_k
+from pixelbert.metrics.retrieval import recall_at_k, shortlist_recall
 from pixelbert.tasks.scoring import IMAGES_AT_ONCE, SENTENCES_AT_ONCE, encode_images
 from pixelbert.tasks.steps import move, text_inputs
 from pixelbert.tasks.task import Precision
+
+SIZES = (20, 50, 100, 200)  # of short lists that are reported
 
 
 @torch.inference_mode()
@@ -65,3 +67,28 @@ def tower_recall(
     scores = tower_scores(model, processor, photos, captions, list(groups), precision=precision)
     found = recall_at_k(scores.T, np.arange(len(captions)))
     return {"tower_images": len(groups)} | {f"tower_{name}": value for name, value in found.items()}
+
+
+def kept_by_shortlist(scores: np.ndarray, first_stage: np.ndarray, way: str) -> dict[str, float]:
+    """`shortlist_recall` as metrics: text_to_image_top5_kept_by_50, ... for short lists of `SIZES`.
+
+    Args:
+        scores, first_stage: (queries, items).
+        way: text_to_image or image_to_text.
+    """
+    kept = shortlist_recall(scores, first_stage, [size for size in SIZES if size < scores.shape[1]])
+    return {f"{way}_top{k}_kept_by_{size}": share for size, of in kept.items() for k, share in of.items()}
+
+
+def shortlisted(first_stage: np.ndarray, size: int) -> np.ndarray:
+    """(queries, items) true at each query's `size` highest."""
+    chosen = np.zeros(first_stage.shape, dtype=bool)
+    highest = np.argpartition(-first_stage, min(size, first_stage.shape[1]) - 1, axis=1)[:, :size]
+    np.put_along_axis(chosen, highest, True, axis=1)
+    return chosen
+
+
+def two_stage(scores: np.ndarray, first_stage: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(queries, items): the short list by its exact scores, and behind it the rest by the first stage's."""
+    below = np.nanmin(scores) - 2.0  # the first stage's are cosines: at most 1 above 0
+    return np.where(chosen, scores, below + first_stage).astype(np.float32)
