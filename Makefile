@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test venv weights lint format clean
+.PHONY: demo test venv weights docs lint format clean
 
 demo: venv  ## train on the shipped photos and on generated scenes, write runs/demo/report.html
 	.venv/bin/python -m pixelbert.demo --output runs/demo
@@ -30,6 +30,14 @@ venv: .venv/ready
 
 weights: venv  ## ImageNet ResNet-50 and MiniLM (180 MB), which some tests and recipes start from
 	.venv/bin/python tools/fetch_weights.py weights
+
+docs: .venv/docs-ready  ## the docs site, in build/docs; a warning fails
+	.venv/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo "open build/docs/index.html"
+
+.venv/docs-ready: .venv/ready
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 lint: venv
 	.venv/bin/ruff check .

@@ -97,7 +97,8 @@ def evaluate(
         split: one of its splits.
         output: folder for metrics.json and the predictions: vqa_results.json for VQA's server, nlvr2.csv for NLVR2's
             script, scores.npy and run files of retrieval. The same command on the same folder goes on with an
-            evaluation that was stopped. If null, evaluation/DATA-SPLIT beside the checkpoint.
+            evaluation that was stopped. If null, evaluation/DATA-SPLIT beside the checkpoint, with the
+            task at the end where it isn't the checkpoint's own.
         json: another file to write the metrics to.
         task: measure as this task; "retrieval" ranks with the matching head of a pre-trained model. Null for the task
             that the checkpoint was trained for.
@@ -142,7 +143,7 @@ def evaluate(
     if kind != made_for and (kind, made_for) != ("retrieval", "pretraining"):
         raise PixelBertError(f"{checkpoint} is a {type(model).__name__} and can't be measured as {kind}")
     corpus.require(TASKS[kind].reads)
-    folder = output or default_folder(checkpoint, corpus, split)
+    folder = output or default_folder(checkpoint, corpus, split, kind, made_for)
     options = {"examples": examples, "seed": seed, "precision": precision}
     if kind == "retrieval":
         options |= {"retrieval_images": retrieval_images, "captions_per_image": captions_per_image, "queries": queries}
@@ -207,10 +208,10 @@ def was_trained_on(checkpoint: str, corpus: Corpus) -> str:
     return ", ".join(found)
 
 
-def default_folder(checkpoint: str, corpus: Corpus, split: str) -> Path:
-    """evaluation/DATA-SPLIT beside a checkpoint that is a folder, or here."""
+def default_folder(checkpoint: str, corpus: Corpus, split: str, kind: Kind, made_for: str) -> Path:
+    """evaluation/DATA-SPLIT beside a checkpoint that is a folder, or here; and the task, if not the model's own."""
     beside = Path(checkpoint).parent if Path(checkpoint).is_dir() else Path()
-    return beside / "evaluation" / f"{corpus.datasets[0].name}-{split}"
+    return beside / "evaluation" / f"{corpus.datasets[0].name}-{split}{'' if kind == made_for else f'-{kind}'}"
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
