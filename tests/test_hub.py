@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -24,6 +25,7 @@ from transformers import (
 from pixelbert import (
     PixelBert,
     PixelBertConfig,
+    PixelBertError,
     PixelBertForImageAndTextRetrieval,
     PixelBertForImagesAndTextClassification,
     PixelBertForPreTraining,
@@ -174,3 +176,27 @@ def test_a_card_without_validation_says_so(
     text = model_card(make(PixelBertForPreTraining), processor, [], None, "dogs")
     assert "no validation data, so nothing is known" in text
     assert "- not recorded" in text
+
+
+def test_a_checkpoint_is_uploaded_with_its_card(
+    make: Callable[[type], Any], processor: PixelBertProcessor, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no hub here: what would be sent to it is looked at."""
+    finish(make(PixelBertForPreTraining), processor, [], run, seconds=60)
+    sent: dict[str, Any] = {}
+
+    def create_repo(hub: HfApi, repo_id: str, **options: Any) -> str:
+        sent.update(options, token=hub.token)
+        return f"https://hub.example/{repo_id}"
+
+    def upload_folder(hub: HfApi, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        sent.update(to=repo_id, files={file.name for file in folder_path.iterdir()})
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    model = PixelBert.from_pretrained(run / "final", "cpu", "fp32")
+    assert model.push_to_hub("me/dogs", private=True, token="secret") == "https://hub.example/me/dogs"
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "trained_on.json"} <= sent["files"]
+    assert (sent["to"], sent["private"], sent["token"], sent["exist_ok"]) == ("me/dogs", True, "secret", True)
+    with pytest.raises(PixelBertError, match="no folder to upload"):
+        PixelBert(make(PixelBertForPreTraining), processor).push_to_hub("me/dogs")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 
 from pixelbert.data.processing import ImageInput, PixelBertProcessor
 from pixelbert.errors import PixelBertError
@@ -281,6 +282,28 @@ class PixelBert:
         self._must_be("search", PixelBertForPreTraining, PixelBertForImageAndTextRetrieval)
         opened = index if isinstance(index, SearchIndex) else SearchIndex.open(index)
         return search(self, opened, text, top, shortlist)
+
+    def push_to_hub(self, repository: str, private: bool | None = None, token: str | None = None) -> str:
+        """Upload the checkpoint that this was loaded from, its model card included, to the Hugging Face hub.
+
+        Args:
+            repository: its name there, "user/model"; made if there is none.
+            private: whether others may not see it; the hub's own default if None.
+            token: of the hub; the one of `hf auth login` if None.
+
+        Returns:
+            The address of the model's page.
+
+        Raises:
+            PixelBertError: it was not loaded from a folder.
+        """
+        folder = Path(self.source)
+        if not self.source or not folder.is_dir():
+            raise PixelBertError(f"{self.source or 'this model'} is no folder to upload: load the checkpoint from one")
+        hub = HfApi(token=token)
+        url = hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a Pixel-BERT")
+        return str(url)
 
     @property
     def source(self) -> str:
