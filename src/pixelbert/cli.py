@@ -25,6 +25,7 @@ Pixel-BERT: one transformer over image pixels and sentences, with no object dete
   pixelbert score nlvr2 --data dev.json --predictions predictions.csv --json scores.json
   pixelbert match photo.jpg "a dog on a beach" "a plate of food" --checkpoint runs/tiny/final
   pixelbert attend photo.jpg "a dog on a beach" --token dog --out map.png --checkpoint runs/tiny/final
+  pixelbert serve --checkpoint runs/tiny/final
   pixelbert export --checkpoint runs/tiny/final --out exported
 
 commands:
@@ -146,6 +147,18 @@ def export_command(args: Namespace) -> None:
     export(**vars(args))
 
 
+def serve_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    from pixelbert.serve.server import serve
+
+    parser.add_function_arguments(serve)
+
+
+def serve_command(args: Namespace) -> None:
+    from pixelbert.serve.server import serve
+
+    serve(**vars(args))
+
+
 def normalise(arguments: Sequence[str]) -> list[str]:
     """Take `--allow-leaks` for `--allow_leaks true`: options as people write them, to what the parser knows."""
     result: list[str] = []
@@ -196,6 +209,9 @@ COMMANDS = {
         score_command,
     ),
     **{name: Command(*entry) for name, entry in INFERENCE.items()},
+    "serve": Command(
+        "Serve a trained model as a web page and an HTTP API, on this machine by default.", serve_parser, serve_command
+    ),
     "export": Command(
         "Write a trained model as two ONNX graphs, checked against PyTorch, for programs without PyTorch.",
         export_parser,
