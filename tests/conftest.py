@@ -69,13 +69,14 @@ def tiny_config() -> Callable[..., PixelBertConfig]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_config: Callable[..., PixelBertConfig]) -> Callable[..., PixelBertForPreTraining]:
-    """Makes the same seeded tiny model each time, in evaluation mode, with batch norms that do something."""
+def tiny_model(tiny_config: Callable[..., PixelBertConfig]) -> Callable[..., Any]:
+    """Makes the same seeded tiny model each time, of one of the four classes, in evaluation mode, with batch norms that
+    do something."""
 
-    def make(**changes: Any) -> PixelBertForPreTraining:
+    def make(kind: Any = PixelBertForPreTraining, **changes: Any) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = PixelBertForPreTraining(tiny_config(**changes))
+            model = kind(tiny_config(**changes))
             for norm in model.pixelbert.backbone.batch_norms():
                 torch.nn.init.uniform_(norm.get_buffer("running_mean"), -0.3, 0.3)
                 torch.nn.init.uniform_(norm.get_buffer("running_var"), 0.5, 2.0)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pixelbert import (
     cli,
 )
 from pixelbert.data.processing import PixelBertImageProcessor, learn_tokenizer
+from pixelbert.device import best_precision
 from pixelbert.predict import pixelbert as module
 from pixelbert.predict.attention import Attention, roll_out
 from pixelbert.predict.maps import contact_sheet, overlay, report
@@ -42,16 +44,13 @@ def processor() -> PixelBertProcessor:
 
 
 @pytest.fixture(scope="module")
-def make(tiny_config: MakeConfig, processor: PixelBertProcessor) -> Callable[..., PixelBert]:
-    def made(kind: type = PixelBertForPreTraining, **changes: Any) -> PixelBert:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = kind(tiny_config(vocab_size=len(processor.tokenizer), **changes))
-            # Features of order one, as real ones are: a random CNN's are not.
-            torch.nn.init.normal_(model.pixelbert.pixel_embedding.projection.weight, std=0.02)
-        return PixelBert(model, processor)
+def network(tiny_model: Callable[..., Any], processor: PixelBertProcessor) -> Callable[..., Any]:
+    return partial(tiny_model, vocab_size=len(processor.tokenizer))
 
-    return made
+
+@pytest.fixture(scope="module")
+def make(network: Callable[..., Any], processor: PixelBertProcessor) -> Callable[..., PixelBert]:
+    return lambda *kind, **changes: PixelBert(network(*kind, **changes), processor)
 
 
 @pytest.fixture(scope="module")
@@ -263,13 +262,14 @@ class TestLoading:
     def test_the_network_that_was_saved(
         self,
         make: Callable[..., PixelBert],
+        network: Callable[..., Any],
         processor: PixelBertProcessor,
         tmp_path: Path,
         photos: list[PIL.Image.Image],
     ) -> None:
         for kind in (PixelBertForPreTraining, PixelBertForImageAndTextRetrieval):
             made = make(kind)
-            made.model.save_pretrained(tmp_path)
+            network(kind).save_pretrained(tmp_path)
             processor.save_pretrained(tmp_path)
             loaded = PixelBert.from_pretrained(tmp_path, "cpu", "fp32")
             assert type(loaded.model) is kind
@@ -281,8 +281,8 @@ class TestLoading:
     def test_bf16_where_the_cpu_computes_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for capabilities, expected in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")):
             monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
-            assert module.best_precision("cpu") == expected
-        assert module.best_precision("mps") == "fp32"
+            assert best_precision("cpu") == expected
+        assert best_precision("mps") == "fp32"
 
     def test_no_checkpoint_or_no_device(self, tmp_path: Path) -> None:
         with pytest.raises(PixelBertError, match="no Pixel-BERT checkpoint"):
@@ -407,12 +407,13 @@ class TestPictures:
 
 class TestCommands:
     @pytest.fixture(scope="class")
-    def saved(self, make: Callable[..., PixelBert], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    def saved(
+        self, network: Callable[..., Any], processor: PixelBertProcessor, tmp_path_factory: pytest.TempPathFactory
+    ) -> Callable[..., str]:
         def save(kind: type = PixelBertForPreTraining, **changes: Any) -> str:
             folder = tmp_path_factory.mktemp(kind.__name__)
-            made = make(kind, **changes)
-            made.model.save_pretrained(folder)
-            made.processor.save_pretrained(folder)
+            network(kind, **changes).save_pretrained(folder)
+            processor.save_pretrained(folder)
             return str(folder)
 
         return save

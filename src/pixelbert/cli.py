@@ -159,6 +159,33 @@ def serve_command(args: Namespace) -> None:
     serve(**vars(args))
 
 
+def bench_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    from pixelbert.bench.kinds import KINDS, bench
+    from pixelbert.bench.report import report
+
+    kinds = parser.add_subcommands(dest="kind")
+    for name, kind in KINDS.items():
+        summary = " ".join((kind.__doc__ or "").split())
+        sub = ArgumentParser(description=summary)
+        sub.add_function_arguments(bench, skip={"kind"})
+        kinds.add_subcommand(name, sub, help=summary)
+    sub = ArgumentParser(description="Write a page of tables and plots from the JSON files of benchmarks.")
+    sub.add_argument("json_files", type=Path, nargs="+", help="what `bench KIND --json FILE` wrote")
+    sub.add_function_arguments(report, skip={"json_files"})
+    kinds.add_subcommand("report", sub, help="Write a page of tables and plots from the JSON files of benchmarks.")
+
+
+def bench_command(args: Namespace) -> None:
+    from pixelbert.bench.kinds import bench
+    from pixelbert.bench.report import report
+
+    options = vars(args[args.kind])
+    if args.kind == "report":
+        report(**options)
+    else:
+        bench(args.kind, **options)
+
+
 def normalise(arguments: Sequence[str]) -> list[str]:
     """Take `--allow-leaks` for `--allow_leaks true`: options as people write them, to what the parser knows."""
     result: list[str] = []
@@ -179,7 +206,7 @@ def shipped_recipe(path: str) -> str:
     return str(installed) if not Path(path).exists() and installed.exists() else path
 
 
-FLAGS = {"--strict", "--embed_images", "--overwrite", "--allow_leaks", "--allow_trained"}
+FLAGS = {"--quick", "--strict", "--embed_images", "--overwrite", "--allow_leaks", "--allow_trained"}
 
 
 class Command(NamedTuple):
@@ -216,6 +243,11 @@ COMMANDS = {
         "Write a trained model as two ONNX graphs, checked against PyTorch, for programs without PyTorch.",
         export_parser,
         export_command,
+    ),
+    "bench": Command(
+        "Measure how fast it is: ratios to other ways, steps, scoring, loading, memory; report writes a page of them.",
+        bench_parser,
+        bench_command,
     ),
     "convert": Command(
         "Turn a Detectron ResNeXt .pkl into weights for model.backbone_init.", convert_parser, convert_command

@@ -25,12 +25,13 @@ from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sources.streaming import iter_json_array
 from pixelbert.data.sources.vqa2 import QUESTIONS
 from pixelbert.data.store import SKIPPED
+from pixelbert.device import Precision, best_device, best_precision
 from pixelbert.errors import PixelBertError
 from pixelbert.files import write_json
 from pixelbert.loading import load_checkpoint, trained_on
 from pixelbert.metrics.nlvr2 import nlvr2_scores
 from pixelbert.metrics.retrieval import fold_recall, query_recall
-from pixelbert.model.resnet import channels_last, folded
+from pixelbert.model.inference import for_inference
 from pixelbert.progress import console
 from pixelbert.tasks import predictions
 from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
@@ -39,7 +40,6 @@ from pixelbert.tasks.reasoning import judge_statements
 from pixelbert.tasks.retrieval import all_pairs_recall, score_all_pairs
 from pixelbert.tasks.scoring import shuffled_images
 from pixelbert.tasks.shortlist import kept_by_shortlist, shortlisted, tower_recall, tower_scores, two_stage
-from pixelbert.tasks.task import Precision
 from pixelbert.train.recipe import TASKS
 
 Kind = Literal["pretraining", "question-answering", "reasoning", "retrieval"]
@@ -86,7 +86,7 @@ def evaluate(
     allow_trained: bool = False,
     feature_cache: Path | None = None,
     seed: int = 0,
-    precision: Precision = "bf16",
+    precision: Precision | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Measure a checkpoint, each figure beside its control, and write its predictions.
@@ -120,7 +120,7 @@ def evaluate(
         feature_cache: a folder of stored CNN features, as of training's model.feature_cache: photos that are there are
             not encoded again, others are added. For many measurements with one CNN.
         seed: of masks, mismatched sentences and shuffled photos.
-        precision: bf16 (autocast; twice as fast and more) or fp32.
+        precision: bf16 or fp32; bf16 where the device computes with it if null.
         device: cuda, mps or cpu; the best there is if null.
 
     Returns:
@@ -129,7 +129,8 @@ def evaluate(
     Raises:
         PixelBertError: the checkpoint or the data can't be read or don't fit, or the split was trained on.
     """
-    device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = best_device(device)
+    precision = precision or best_precision(device)
     corpus = Corpus([f"{data}:{split}"])
     learned = was_trained_on(checkpoint, corpus)
     if learned and not allow_trained:
@@ -153,7 +154,7 @@ def evaluate(
         predictions.claim(folder, facts | options)
     images = processor.image_processor
     cache = build_feature_cache(model.pixelbert, corpus, images, feature_cache) if feature_cache else None
-    model.pixelbert.backbone = channels_last(folded(model.pixelbert.backbone))  # the same function, faster
+    model = for_inference(model, precision)
     run = Evaluation(model, processor, Photos(corpus, images, cache), folder, precision, controls)
     chosen = range(len(corpus))[:examples]
     if kind == "pretraining":
@@ -208,7 +209,7 @@ def was_trained_on(checkpoint: str, corpus: Corpus) -> str:
     return ", ".join(found)
 
 
-def default_folder(checkpoint: str, corpus: Corpus, split: str, kind: Kind, made_for: str) -> Path:
+def default_folder(checkpoint: str, corpus: Corpus, split: str, kind: str, made_for: str) -> Path:
     """evaluation/DATA-SPLIT beside a checkpoint that is a folder, or here; and the task, if not the model's own."""
     beside = Path(checkpoint).parent if Path(checkpoint).is_dir() else Path()
     return beside / "evaluation" / f"{corpus.datasets[0].name}-{split}{'' if kind == made_for else f'-{kind}'}"

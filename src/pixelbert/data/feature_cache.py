@@ -20,9 +20,10 @@ from torch import nn
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.processing import PixelBertImageProcessor
 from pixelbert.data.store import PreparedDataset
+from pixelbert.device import best_precision
+from pixelbert.model.inference import trunk_for_inference
 from pixelbert.model.modeling import PixelBertModel
 from pixelbert.model.pixels import REDUCTION, PixelFeatures, grid_features
-from pixelbert.model.resnet import channels_last, folded
 from pixelbert.progress import Tracker
 
 
@@ -106,7 +107,7 @@ def build_feature_cache(
     mirror: bool = False,
     batch: int = 16,
 ) -> FeatureCache:
-    """Encode every image of the corpus once, in bfloat16, or reuse the files in `folder` made from the same things.
+    """Encode every image of the corpus once, or reuse the files in `folder` made from the same things.
 
     One file a data set, whose name is the fingerprint of what it depends on: runs over other splits, or over more data
     sets, share what is there.
@@ -145,14 +146,15 @@ def encode_once(
     values = open_values(aside, int(starts[-1]), model.backbone.shape.out_channels, write=True)
     # Images of one shape together; each image's place in the file is known beforehand.
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    trunk = channels_last(folded(model.backbone).to(model.device, torch.bfloat16))
+    dtype = torch.bfloat16 if best_precision(model.device) == "bf16" else torch.float32  # what is stored is bfloat16
+    trunk = trunk_for_inference(model.backbone, dtype)
     name = f"encoding {data.name}{' mirrored' if mirrored else ''} once"
     with Tracker(name, len(order)) as tracker:
         for start in range(0, len(order), batch):
             images = order[start : start + batch]
             photos = [processor.to_tensor(data.load_image(i)) for i in images]
             photos = [photo.flip(-1) for photo in photos] if mirrored else photos
-            features = grid_features(trunk, [photo.to(model.device, torch.bfloat16) for photo in photos])
+            features = grid_features(trunk, [photo.to(model.device, dtype) for photo in photos])
             for row, image in enumerate(images):
                 values[starts[image] : starts[image + 1]] = features.values[row, : pixels[image]].cpu()
             tracker.advance(len(images))

@@ -39,7 +39,8 @@ def normalised(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """
     if not isinstance(norm, nn.BatchNorm2d) or norm.training or norm.weight.requires_grad:
         return norm(conv(x))  # type: ignore[no-any-return]
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     weight, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -70,7 +71,7 @@ class Bottleneck(nn.Module):
         shortcut = x
         if self.downsample is not None:
             folded_already = isinstance(self.downsample, nn.Conv2d)
-            shortcut = self.downsample(x) if folded_already else normalised(x, *self.downsample)
+            shortcut = self.downsample(x) if folded_already else normalised(x, *self.downsample)  # type: ignore[misc]
         x = self.relu(normalised(x, self.conv1, self.bn1))
         x = self.relu(normalised(x, self.conv2, self.bn2))
         return self.relu(normalised(x, self.conv3, self.bn3) + shortcut)

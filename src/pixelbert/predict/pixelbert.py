@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import HfApi
 
 from pixelbert.data.processing import ImageInput, PixelBertProcessor
+from pixelbert.device import Precision, best_device, best_precision
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import load_checkpoint
 from pixelbert.model.fine_tuning import (
@@ -21,13 +22,13 @@ from pixelbert.model.fine_tuning import (
     PixelBertForImagesAndTextClassification,
     PixelBertForQuestionAnswering,
 )
+from pixelbert.model.inference import for_inference
 from pixelbert.model.modeling import PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.predict.attention import Attention, WordMap, words_of
 from pixelbert.predict.encoded import RecentFeatures, as_photos
 from pixelbert.predict.search import SHORTLIST, Found, SearchIndex, search
 from pixelbert.tasks.steps import move, text_inputs
-from pixelbert.tasks.task import Precision
 
 IMAGES_AT_ONCE = 8  # through the CNN, and held while their sentences are scored
 PAIRS_AT_ONCE = 64  # through the transformer
@@ -68,16 +69,18 @@ class PixelBert:
     once, and its features are kept while it is among the last so many used.
 
     Args:
-        model: one of the four networks with a head; it is put in evaluation mode.
+        model: one of the four networks with a head. It stays as it is; `.model` is a copy made ready for inference (see
+            `for_inference`).
         processor: resizes photos and cuts words.
-        precision: fp32, or bf16 (autocast).
+        precision: fp32, or bf16 (bfloat16 weights).
         remembered: images whose features are kept.
     """
 
     def __init__(
         self, model: Any, processor: PixelBertProcessor, precision: Precision = "fp32", remembered: int = REMEMBERED
     ) -> None:
-        self.model, self.processor, self.precision = model.eval(), processor, precision
+        self.model = for_inference(model, precision)
+        self.processor, self.precision = processor, precision
         self.recent = RecentFeatures(remembered)
 
     @classmethod
@@ -95,12 +98,7 @@ class PixelBert:
         Raises:
             PixelBertError: no checkpoint there, or no such device.
         """
-        device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise PixelBertError(f"the device {device!r} cannot be used ({reason}): cpu always can") from error
+        device = best_device(device)
         model, processor, _ = load_checkpoint(checkpoint, device)
         return cls(model, processor, precision or best_precision(device))
 
@@ -315,8 +313,7 @@ class PixelBert:
         """The two-tower head's vectors of encoded images (I, E) float32, of length 1; None without such a head."""
         if self.model.pixelbert.towers is None:
             return None
-        with self._autocast():
-            return self.model.pixelbert.embed_images(features.to(self.model.device)).float().cpu().numpy()
+        return self.model.pixelbert.embed_images(features.to(self.model.device)).float().cpu().numpy()
 
     @torch.inference_mode()
     def embed_text(self, text: str) -> np.ndarray | None:
@@ -324,8 +321,7 @@ class PixelBert:
         if self.model.pixelbert.towers is None:
             return None
         inputs = text_inputs(self._tokens([text]), self.processor.tokenizer.pad_token_id)
-        with self._autocast():
-            return self.model.pixelbert.embed_texts(**move(inputs, self.model.device))[0].float().cpu().numpy()
+        return self.model.pixelbert.embed_texts(**move(inputs, self.model.device))[0].float().cpu().numpy()
 
     @torch.inference_mode()
     def score_features(self, features: PixelFeatures, text: str) -> np.ndarray:
@@ -348,8 +344,7 @@ class PixelBert:
         for start in range(0, len(new), IMAGES_AT_ONCE):
             keys = list(new)[start : start + IMAGES_AT_ONCE]
             inputs = move(dict(self.processor(images=[new[key] for key in keys])), self.model.device)
-            with self._autocast():
-                features = self.model.encode_images(inputs["pixel_values"])
+            features = self.model.encode_images(inputs["pixel_values"])
             for i, (key, pixels_of_image) in enumerate(zip(keys, features.lengths.tolist(), strict=True)):
                 one = PixelFeatures(features.values[i : i + 1, :pixels_of_image].clone(), features.grid[i : i + 1])
                 found[key] = one
@@ -366,11 +361,7 @@ class PixelBert:
     ) -> Any:
         inputs: dict[str, Any] = text_inputs(ids, self.processor.tokenizer.pad_token_id)
         inputs["image_index"] = torch.zeros(len(ids), dtype=torch.long) if image_index is None else image_index
-        with self._autocast():
-            return model(features, **move(inputs, self.model.device), **options)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return model(features, **move(inputs, self.model.device), **options)
 
     def _tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
         for text in texts:
@@ -388,15 +379,3 @@ class PixelBert:
                 f"{self.model.name_or_path or 'this model'} is {has}: `{method}` needs a checkpoint that is "
                 + " or ".join(KINDS[kind] for kind in kinds)
             )
-
-
-def best_precision(device: str) -> Precision:
-    """bf16 where a device computes with it (CUDA since Ampere; CPUs with AVX512-BF16 or AMX), else fp32."""
-    kind = torch.device(device).type
-    able = False
-    if kind == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif kind == "cpu":
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        able = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return "bf16" if able else "fp32"

@@ -22,13 +22,14 @@ from pixelbert.data.feature_cache import View
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import Draw, keyed_rng
+from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError
 from pixelbert.model.modeling import IGNORE, Contrast, PixelBertForPreTraining
 from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
 from pixelbert.tasks.sentences import mask_tokens, mismatched_example, names_a_side
 from pixelbert.tasks.shortlist import tower_recall
 from pixelbert.tasks.steps import StepBatch, StepData, StepLoss, pad, text_inputs
-from pixelbert.tasks.task import Precision, Task
+from pixelbert.tasks.task import Task
 
 
 @dataclass

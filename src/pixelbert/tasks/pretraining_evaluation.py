@@ -17,13 +17,13 @@ from torch import Tensor
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import keyed_rng
+from pixelbert.device import Precision
 from pixelbert.metrics.retrieval import recall_at_k
 from pixelbert.model.modeling import IGNORE, PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.progress import track
 from pixelbert.tasks.scoring import encode_blank, encode_images
 from pixelbert.tasks.sentences import mask_tokens, mismatched_example
-from pixelbert.tasks.task import Precision
 
 
 @dataclass

@@ -19,6 +19,7 @@ from pixelbert.data.feature_cache import View
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import Draw
+from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import load_checkpoint
 from pixelbert.metrics.vqa import answer_accuracy, soft_targets
@@ -26,7 +27,7 @@ from pixelbert.model.fine_tuning import PixelBertForQuestionAnswering
 from pixelbert.tasks.scoring import score_examples, shuffled_images
 from pixelbert.tasks.sentences import names_a_side
 from pixelbert.tasks.steps import StepBatch, StepData, StepLoss, text_inputs
-from pixelbert.tasks.task import Precision, Task
+from pixelbert.tasks.task import Task
 
 
 @dataclass

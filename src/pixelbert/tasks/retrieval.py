@@ -19,6 +19,7 @@ from pixelbert.data.feature_cache import View
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import Draw, keyed_rng
+from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError
 from pixelbert.metrics.retrieval import recall_at_k
 from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval
@@ -27,7 +28,7 @@ from pixelbert.tasks.scoring import SENTENCES_AT_ONCE, encode_images
 from pixelbert.tasks.sentences import mismatched_example, names_a_side
 from pixelbert.tasks.shortlist import tower_recall
 from pixelbert.tasks.steps import StepBatch, StepData, StepLoss, move, text_inputs
-from pixelbert.tasks.task import Precision, Task
+from pixelbert.tasks.task import Task
 
 
 @dataclass

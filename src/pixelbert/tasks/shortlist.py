@@ -10,10 +10,10 @@ import torch
 
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.device import Precision
 from pixelbert.metrics.retrieval import recall_at_k, shortlist_recall
 from pixelbert.tasks.scoring import IMAGES_AT_ONCE, SENTENCES_AT_ONCE, encode_images
 from pixelbert.tasks.steps import move, text_inputs
-from pixelbert.tasks.task import Precision
 
 SIZES = (20, 50, 100, 200)  # of short lists that are reported
 

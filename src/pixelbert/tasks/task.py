@@ -6,16 +6,15 @@ A task is a dataclass: its fields are the `task` section of a recipe.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import nn
 
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.device import Precision
 from pixelbert.tasks.steps import StepBatch, StepData, StepLoss
-
-Precision = Literal["bf16", "fp32"]
 
 
 class Task(ABC):

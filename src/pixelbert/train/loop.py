@@ -30,6 +30,7 @@ from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
+from pixelbert.device import best_device, best_precision
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import TRAINED_ON, trained_on
 from pixelbert.model.resnet import channels_last
@@ -55,7 +56,7 @@ def train(recipe: Recipe) -> Path:
     output = Path(recipe.output)
     final = output / "final"
     accelerator = Accelerator(
-        mixed_precision="bf16" if recipe.precision == "bf16" else "no",
+        mixed_precision="bf16" if (recipe.precision or best_precision(best_device())) == "bf16" else "no",
         log_with=known_trackers(recipe.trackers) or None,
         project_dir=output,
         step_scheduler_with_optimizer=False,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError
 from pixelbert.tasks.pretraining import Pretraining
 from pixelbert.tasks.question_answering import QuestionAnswering
@@ -148,7 +149,8 @@ class Recipe:
         batch_size: examples a step over all devices; in pre-training pairs, matched and mismatched counted (paper: 4096
             pairs; in fine-tuning 256 questions, 128 statements, 512 captions).
         micro_batch_size: pairs that one device takes at once; the step is accumulated from as many as it needs.
-        precision: bf16 (autocast; weights, softmax, norms and losses stay in float32) or fp32.
+        precision: bf16 (autocast; weights, softmax, norms and losses stay in float32) or fp32; bf16 where the device
+            computes with it if null.
         seed: of every random choice.
         log_every: steps between lines of metrics.jsonl.
         evaluate_every: steps between measurements on the validation split; 0 for only at the end.
@@ -166,7 +168,7 @@ class Recipe:
     epochs: float = 40.0
     batch_size: int = 4096
     micro_batch_size: int = 64
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision | None = None
     seed: int = 0
     log_every: int = 50
     evaluate_every: int = 0
