@@ -4,7 +4,7 @@ Every query is searched twice: with every photo scored by the joint transformer,
 head. The exact scores then tell how many of the best 1, 5 and 10 photos a short list of each size would have kept.
 
     python benchmarks/search.py --photos coco/val2014 --captions prepared/coco:test \\
-        --checkpoint runs/flickr8k_3/final --output runs/search
+        --checkpoint runs/flickr8k_search/final --output runs/search
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pixelbert import PixelBert
 from pixelbert.data.corpus import Corpus
 from pixelbert.files import write_json
 from pixelbert.metrics.retrieval import shortlist_recall
-from pixelbert.predict.search import SCORED_AT_ONCE, SHORTLIST, SearchIndex
+from pixelbert.predict.search import SHORTLIST, SearchIndex
 from pixelbert.progress import track
 
 SIZES = (10, 20, 50, 100, 200, 500)
@@ -64,16 +64,17 @@ def main() -> None:
     queries = [corpus.text(examples[0]) for examples in corpus.examples_of_images(args.queries).values()]
     model, opened = PixelBert.from_pretrained(args.checkpoint), SearchIndex.open(folder)
     ids = opened.ids()
+    paths = [str(opened.path(photo)) for photo in ids]
     seconds: dict[str, list[float]] = {"exact": [], "short_list": []}
     exact, first_stage = np.empty((len(queries), len(ids))), np.empty((len(queries), len(ids)))
     model.search(opened, queries[0])  # opens what is opened once
     for row, text in enumerate(track(queries, "searching")):
         for name, shortlist in (("short_list", SHORTLIST), ("exact", None)):
             started = time.monotonic()
-            model.search(opened, text, 10, shortlist)
+            found = model.search(opened, text, len(ids) if shortlist is None else 10, shortlist)
             seconds[name].append(time.monotonic() - started)
-        blocks = [ids[i : i + SCORED_AT_ONCE] for i in range(0, len(ids), SCORED_AT_ONCE)]
-        exact[row] = np.concatenate([model.score_features(opened.features(block), text) for block in blocks])
+        scores = dict(found)  # of all photos, by the search that was exact
+        exact[row] = [scores[path] for path in paths]
         place = {photo: p for p, photo in enumerate(opened.nearest(model.embed_text(text), len(ids)))}
         first_stage[row] = [-place[photo] for photo in ids]
     result |= {

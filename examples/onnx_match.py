@@ -3,7 +3,7 @@
     pip install onnxruntime tokenizers numpy pillow
     python examples/onnx_match.py EXPORTED photo.jpg "a dog on a beach" "a plate of food"
 
-EXPORTED is what `pixelbert export --checkpoint C --out EXPORTED` wrote, of a checkpoint that matches or retrieves.
+EXPORTED is what `pixelbert export C --out EXPORTED` wrote, of a checkpoint that matches or retrieves.
 """
 
 import json

@@ -585,7 +585,7 @@ def running(
     folder = tmp_path_factory.mktemp("runs") / "mine" / "final"
     network().save_pretrained(folder)
     processor.save_pretrained(folder)
-    command = [sys.executable, "-m", "pixelbert", "serve", "--checkpoint", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "pixelbert", "serve", str(folder), "--port", "0"]
     options = ["--precision", "fp32", "--device", "cpu", "--upload-mb", "1"]
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

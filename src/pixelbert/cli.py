@@ -25,8 +25,8 @@ Pixel-BERT: one transformer over image pixels and sentences, with no object dete
   pixelbert score nlvr2 --data dev.json --predictions predictions.csv --json scores.json
   pixelbert match photo.jpg "a dog on a beach" "a plate of food" --checkpoint runs/tiny/final
   pixelbert attend photo.jpg "a dog on a beach" --token dog --out map.png --checkpoint runs/tiny/final
-  pixelbert serve --checkpoint runs/tiny/final
-  pixelbert export --checkpoint runs/tiny/final --out exported
+  pixelbert serve runs/tiny/final
+  pixelbert export runs/tiny/final --out exported
 
 commands:
 """
@@ -209,6 +209,9 @@ def shipped_recipe(path: str) -> str:
 FLAGS = {"--quick", "--strict", "--embed_images", "--overwrite", "--allow_leaks", "--allow_trained"}
 
 
+FIRST = {"train": "--config", "serve": "--checkpoint", "export": "--checkpoint"}  # what a first word is short for
+
+
 class Command(NamedTuple):
     """A command: one line of help, what adds its arguments (and may look at those given), what runs it."""
 
@@ -271,8 +274,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     command = COMMANDS[name]
     transformers_logging.disable_progress_bar()  # for a moment's work; what takes long has a bar of ours
-    if name == "train" and arguments and not arguments[0].startswith("-"):
-        arguments[:1] = ["--config", shipped_recipe(arguments[0])]
+    if name in FIRST and arguments and not arguments[0].startswith("-"):
+        arguments[:1] = [FIRST[name], shipped_recipe(arguments[0]) if name == "train" else arguments[0]]
     try:
         parser = ArgumentParser(prog=f"pixelbert {name}", description=command.help)
         inference = name in INFERENCE  # whose texts are anything

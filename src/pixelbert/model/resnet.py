@@ -34,11 +34,14 @@ class BackboneShape:
 def normalised(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """A convolution and the batch norm after it.
 
-    A frozen one is a fixed scale and shift of each channel: they go into the convolution's weights and bias, which
-    saves a pass over the feature map forwards and another backwards, and the memory for its input.
+    A frozen one is a fixed scale and shift of each channel. In training they go into the convolution's weights and
+    bias, which saves a pass over the feature map forwards and another backwards, and the memory for its input. (Without
+    gradients see `for_inference`, which does so once.)
     """
-    if not isinstance(norm, nn.BatchNorm2d) or norm.training or norm.weight.requires_grad:
+    learned = not isinstance(norm, nn.BatchNorm2d) or norm.training or norm.weight.requires_grad
+    if learned or not torch.is_grad_enabled():
         return norm(conv(x))  # type: ignore[no-any-return]
+    assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

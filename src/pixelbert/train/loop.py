@@ -30,7 +30,7 @@ from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
-from pixelbert.device import best_device, best_precision
+from pixelbert.device import Precision, best_device, best_precision
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import TRAINED_ON, trained_on
 from pixelbert.model.resnet import channels_last
@@ -55,8 +55,9 @@ def train(recipe: Recipe) -> Path:
     """
     output = Path(recipe.output)
     final = output / "final"
+    precision = recipe.precision or best_precision(best_device())
     accelerator = Accelerator(
-        mixed_precision="bf16" if (recipe.precision or best_precision(best_device())) == "bf16" else "no",
+        mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=known_trackers(recipe.trackers) or None,
         project_dir=output,
         step_scheduler_with_optimizer=False,
@@ -123,7 +124,7 @@ def train(recipe: Recipe) -> Path:
     validation_photos = Photos(validation, images, caches[1]) if validation else None
     batches = iter(data_loader(data, progress.step, steps, recipe.data.workers))
     if main:
-        describe(recipe, data, steps, accelerator, bare, progress.step)
+        describe(data, steps, accelerator, precision, bare, progress.step)
 
     model.train()
     started, pairs_since, time_since = time.monotonic(), 0, time.monotonic()
@@ -175,9 +176,7 @@ def train(recipe: Recipe) -> Path:
                 checkpoint.save(accelerator, output, progress, recipe.keep_checkpoints)
             if validation_photos and (last or due(progress.step, recipe.evaluate_every)):
                 if main:
-                    row = recipe.task.validate(
-                        bare, processor, validation_photos, recipe.evaluate_examples, recipe.precision
-                    )
+                    row = recipe.task.validate(bare, processor, validation_photos, recipe.evaluate_examples, precision)
                     checkpoint.append_line(output / "validation.jsonl", {"step": progress.step, **row})
                     accelerator.log({f"validation/{k}": v for k, v in row.items()}, step=progress.step)
                     console.print(f"step {progress.step}: {recipe.task.summary(row)}")
@@ -256,10 +255,10 @@ def trackable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(
-    recipe: Recipe,
     data: StepData,
     steps: int,
     accelerator: Accelerator,
+    precision: Precision,
     model: Any,
     step: int,
 ) -> None:
@@ -270,8 +269,7 @@ def describe(
         f"{len(data.corpus):,} sentences of {len(data.corpus.sizes):,} images; "
         f"{trained:,} of {total:,} weights are trained\n"
         f"{steps:,} steps of {data.pairs_in_step:,} pairs on {accelerator.num_processes} x {accelerator.device.type}, "
-        f"{data.micro_batches()} micro-batches each, {recipe.precision}"
-        + (f"; going on after step {step:,}" if step else "")
+        f"{data.micro_batches()} micro-batches each, {precision}" + (f"; going on after step {step:,}" if step else "")
     )
 
 
