@@ -33,6 +33,17 @@ def processor(corpus: Corpus) -> PixelBertProcessor:
     return PixelBertProcessor(PixelBertImageProcessor(128, 128), tokenizer, 24)
 
 
+@pytest.mark.parametrize("size", [60, 90, 300])
+def test_the_same_sentences_give_the_same_vocabulary(corpus: Corpus, size: int) -> None:
+    sentences = [corpus.text(i) for i in range(len(corpus))]
+    first, *others = (learn_tokenizer(iter(sentences), size) for _ in range(4))
+    assert all(other.get_vocab() == first.get_vocab() for other in others)
+    assert first.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert first.all_special_tokens == ["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"]
+    text = first.decode(first(sentences[0])["input_ids"], skip_special_tokens=True)
+    assert text == sentences[0].lower()
+
+
 def make_data(
     corpus: Corpus,
     processor: PixelBertProcessor,

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from transformers.utils import logging as transformers_logging
 
-from pixelbert.errors import PixelBertError
+from pixelbert.errors import PixelBertError, StoppedError
 from pixelbert.predict.commands import INFERENCE, positionals_last
 
 OVERVIEW = """usage: pixelbert COMMAND ... (pixelbert COMMAND --help tells all of each)
@@ -283,6 +283,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.arguments(parser, arguments)
         arguments = positionals_last(parser, arguments) if inference else arguments
         command.run(parser.instantiate(parser.parse_args(arguments)))
+    except StoppedError as stopped:
+        print(f"pixelbert {name}: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
     except (PixelBertError, OSError) as error:  # a disk that is full or read-only, say
         print(f"pixelbert {name}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,3 +7,15 @@ class PixelBertError(Exception):
     The command line prints the message alone, without a traceback, and exits with status 2. The message names the
     file, line or row, says what was expected and what to do.
     """
+
+
+class StoppedError(PixelBertError):
+    """A signal asked for an end, and all was saved. The command line exits with 128 and the signal's number.
+
+    Args:
+        signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

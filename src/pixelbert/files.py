@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,30 @@ def write_atomically(file: Path, text: str) -> None:
         f.flush()
         os.fsync(f.fileno())
     aside.replace(file)
+    flush(file.parent)
+
+
+def flush(path: Path) -> None:
+    """Have a file, or what was renamed in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(aside: Path, target: Path) -> None:
+    """Flush a folder's files to disk and give it its name: it appears whole or not at all."""
+    for path in (*aside.iterdir(), aside):
+        flush(path)
+    aside.rename(target)
+    flush(target.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -31,8 +31,9 @@ from pixelbert.data.sources.common import (
 )
 from pixelbert.data.store import CAPTIONS, QUESTION_ANSWERING, SKIPPED, TARGETS, is_split_name
 from pixelbert.data.table1 import beside_table1
-from pixelbert.data.writer import DatasetWriter, check_output, file_sha256
+from pixelbert.data.writer import DatasetWriter, check_output
 from pixelbert.errors import PixelBertError
+from pixelbert.files import file_sha256
 from pixelbert.progress import track
 
 MAX_WORDS = 300  # the network reads 512 tokens at most; a longer "sentence" is a page that slipped in

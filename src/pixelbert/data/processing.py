@@ -6,6 +6,7 @@ do not depend on the images beside it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,9 +179,26 @@ class PixelBertProcessor(ProcessorMixin):
 
 
 def learn_tokenizer(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A WordPiece vocabulary learned from sentences, in BERT's format (lower case), for models trained from scratch."""
-    wordpiece = BertWordPieceTokenizer(lowercase=True)
-    wordpiece.train_from_iterator(iter(sentences), vocab_size=vocab_size, min_frequency=1, show_progress=False)
+    """A WordPiece vocabulary learned from sentences, in BERT's format (lower case), for models trained from scratch.
+
+    The same sentences always give the same vocabulary.
+    """
+    sentences = list(sentences)
+    learner = BertWordPieceTokenizer(lowercase=True)
+    words = {
+        word
+        for sentence in sentences
+        for word, _ in learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(sentence))
+    }
+    # The trainer numbers the letters inside words as it meets them in a hash table, another order each time, and breaks
+    # ties by number. Those that it is given it numbers in the order in which they are given.
+    inside = Counter(letter for word in words for letter in word[1:])
+    often = sorted(inside, key=lambda letter: (-inside[letter], letter))[:1000]  # the trainer's own limit
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"##{letter}" for letter in sorted(often))]
+    learner.train_from_iterator(
+        sentences, vocab_size=vocab_size, min_frequency=1, special_tokens=known, show_progress=False
+    )
+    wordpiece = BertWordPieceTokenizer(learner.get_vocab(), lowercase=True)
     return BertTokenizer(tokenizer_object=wordpiece._tokenizer, do_lower_case=True)
 
 

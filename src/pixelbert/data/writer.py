@@ -1,7 +1,6 @@
 """Writing a prepared data set: whole or not at all. The form on disk is described in `store.py`."""
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from pixelbert.data.store import (
     is_split_name,
 )
 from pixelbert.errors import PixelBertError
+from pixelbert.files import file_sha256, flush
 
 _OUR_FILES = re.compile(r"[A-Za-z0-9_]+-\d{5}\.parquet|dataset\.json|skipped\.jsonl")
 _SPLIT_ORDER = ("train", "restval", "val", "dev", "test", "test_dev", "test1", "test2")
@@ -209,7 +209,7 @@ class DatasetWriter:
         manifest |= self.manifest | {"files": files}
         (self._folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for path in [*self._folder.iterdir(), self._folder]:
-            _fsync(path)
+            flush(path)
         check_output(self.output, overwrite=self.overwrite)  # much may have happened since
         old = None
         if self.output.exists() and any(self.output.iterdir()):
@@ -223,7 +223,7 @@ class DatasetWriter:
             elif old is not None:
                 old.rename(self.output)
         self._made_parents = []
-        _fsync(self.output.parent)
+        flush(self.output.parent)
 
     def _discard(self) -> None:
         """Closes everything and removes what was not committed."""
@@ -265,12 +265,6 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise PixelBertError(f"{output} already holds a prepared data set: add --overwrite to replace it")
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _lock_folder(folder: Path) -> int | None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -279,14 +273,6 @@ def _lock_folder(folder: Path) -> int | None:
         os.close(handle)
         return None
     return handle
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _cannot_write(output: Path, error: OSError) -> str:

@@ -4,27 +4,40 @@ DIR/recipe.yaml               the whole recipe; another recipe on the same folde
 DIR/metrics.jsonl             one JSON object a logged step
 DIR/validation.jsonl          one a measurement on the validation split
 DIR/curves.png                both, drawn when the run is finished
-DIR/checkpoints/step-00000100 accelerate's state (weights in safetensors, optimisers, schedules) and progress.json
+DIR/checkpoints/step-00000100 accelerate's state (weights in safetensors, optimisers, schedules), progress.json, and
+                              SHA256SUMS of them all (`sha256sum -c SHA256SUMS` checks it, and so does who goes on)
+DIR/best                      the model that did best on the validation split, where `keep_best` names a figure
 DIR/final                     the finished model, for from_pretrained
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
 from pixelbert.errors import PixelBertError
-from pixelbert.files import write_atomically
+from pixelbert.files import file_sha256, publish, write_atomically
+from pixelbert.progress import console
 
 # Where the recipe may differ when a run goes on: how it is run and reported, not what it computes.
-FREE_TO_CHANGE = ("micro_batch_size", "keep_checkpoints", "checkpoint_every", "trackers", "data.workers")
+FREE_TO_CHANGE = (
+    *("micro_batch_size", "checkpoint_every", "keep_checkpoints", "keep_best", "skip_limit", "trackers"),
+    "data.workers",
+)
+SUMS = "SHA256SUMS"
+LOCK = ".lock"
+DAMAGED = ".damaged"  # what a checkpoint that cannot be trusted is renamed to
 
 
 @dataclass
@@ -33,11 +46,34 @@ class Progress:
 
     Args:
         step: steps done.
-        window: sums of the losses since the last logged step.
+        skipped: steps that changed nothing, because a loss or the gradient was not a finite number.
+        counted: steps since the last logged one, without those.
+        window: sums over them of each loss.
+        highest: and the largest loss and norm of the gradient.
     """
 
     step: int = 0
+    skipped: int = 0
+    counted: int = 0
     window: dict[str, float] = field(default_factory=dict)
+    highest: dict[str, float] = field(default_factory=dict)
+
+    def add(self, losses: dict[str, float], norm: float) -> None:
+        """One more step."""
+        self.counted += 1
+        for name, value in losses.items():
+            self.window[name] = self.window.get(name, 0.0) + value
+        loss = sum(value for name, value in losses.items() if name.endswith("_loss"))
+        for name, value in (("loss_max", loss), ("grad_norm_max", norm)):
+            self.highest[name] = max(self.highest.get(name, value), value)
+
+    def logged(self) -> dict[str, float]:
+        """Means since the last time, and a new window."""
+        means = {name: total / self.counted for name, total in self.window.items()}
+        loss = sum(value for name, value in means.items() if name.endswith("_loss"))
+        row = {"loss": loss, **means, **self.highest} | ({"skipped": self.skipped} if self.skipped else {})
+        self.counted, self.window, self.highest = 0, {}, {}
+        return row
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -70,47 +106,117 @@ def claim(output: Path, recipe: dict[str, Any]) -> None:
                 "Choose another --output, or give the recipe of that run to go on with it."
             )
         return
-    leftover = {file.with_name(file.name + ".partial")}  # of a run that was killed right here
+    leftover = {file.with_name(file.name + ".partial"), output / LOCK}  # of a run that was killed right here
     if output.exists() and (not output.is_dir() or set(output.iterdir()) - leftover):
         raise PixelBertError(f"{output} exists and is not the folder of a run; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(file, yaml.safe_dump(recipe, sort_keys=False))
 
 
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep others from training in this folder. The lock ends with the process, however it ends; those that load data
+    for it, which may live on for a moment, have no part in it.
+
+    Raises:
+        PixelBertError: somebody trains there.
+    """
+    with (output / LOCK).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PixelBertError(
+                f"another process is training in {output}: wait for it, or choose another --output"
+            ) from None
+        yield
+
+
 def checkpoints(output: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in (output / "checkpoints").glob("step-*") if not p.name.endswith(".partial"))
+    return sorted(p for p in (output / "checkpoints").glob("step-*") if p.suffix not in (".partial", DAMAGED))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, if something is: each of its files must be there as it was written."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+        for sha, name in (line.split("  ", 1) for line in lines):
+            if file_sha256(folder / name) != sha:
+                return f"{name} is not as it was written"
+        Progress(**json.loads((folder / "progress.json").read_text()))
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, TypeError) as error:
+        return f"it cannot be read: {error}"
+    return None
+
+
+def newest_intact(output: Path) -> Path | None:
+    """The checkpoint to go on from; damaged ones are named and set aside.
+
+    Raises:
+        PixelBertError: there are checkpoints, and all are damaged.
+    """
+    found = checkpoints(output)
+    for folder in reversed(found):
+        problem = damage(folder)
+        if problem is None:
+            return folder
+        aside = folder.with_suffix(DAMAGED)
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        console.print(f"{folder} is damaged ({problem}). It is now {aside.name}; the one before it is used.")
+    if found:
+        raise PixelBertError(
+            f"every checkpoint in {found[0].parent} is damaged, so there is nothing to go on from: "
+            f"delete {output} and begin again"
+        )
+    return None
 
 
 def save(accelerator: Accelerator, output: Path, progress: Progress, keep: int) -> None:
-    """Write a checkpoint aside and rename it, then drop all but the newest `keep`."""
+    """Write a checkpoint aside and rename it, then drop all but the newest `keep`.
+
+    Raises:
+        PixelBertError: it cannot be written. Those before it are as they were.
+    """
     target = output / "checkpoints" / f"step-{progress.step:08d}"
     aside = target.with_name(target.name + ".partial")
     if accelerator.is_main_process:
         shutil.rmtree(aside, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(aside))
-    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(aside))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_atomically(aside / "progress.json", json.dumps(vars(progress)))
+            sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(aside.iterdir())]
+            write_atomically(aside / SUMS, "".join(sums))
+            if target.exists():  # left by a run that was killed before it logged on; this one is the same
+                shutil.rmtree(target)
+            publish(aside, target)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises a RuntimeError when the disk is full
+        shutil.rmtree(aside, ignore_errors=True)
+        before = checkpoints(output)
+        stands = f"{before[-1]} is as it was" if before else "there is none before it"
+        raise PixelBertError(
+            f"the checkpoint of step {progress.step} cannot be written ({str(error).splitlines()[0]}): {stands}. Make "
+            "room, and give the same command again to go on"
+        ) from error
     if accelerator.is_main_process:
-        write_atomically(aside / "progress.json", json.dumps(vars(progress)))
-        for file in aside.iterdir():
-            with file.open("rb") as f:
-                os.fsync(f.fileno())
-        if target.exists():  # left by a run that was killed before it logged on; this one is the same
-            shutil.rmtree(target)
-        aside.rename(target)
         for old in checkpoints(output)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
 
 
 def restore(accelerator: Accelerator, output: Path) -> Progress:
-    """Load the newest checkpoint, if there is one, and cut the logs back to it."""
-    found = checkpoints(output)
+    """Load the newest checkpoint that is intact, if there is one, and cut the logs back to it."""
+    chosen = [newest_intact(output) if accelerator.is_main_process else None]
+    broadcast_object_list(chosen)
     progress = Progress()
-    if found:
-        accelerator.load_state(str(found[-1]))
-        progress = Progress(**json.loads((found[-1] / "progress.json").read_text()))
+    if chosen[0] is not None:
+        accelerator.load_state(str(chosen[0]))
+        progress = Progress(**json.loads((chosen[0] / "progress.json").read_text()))
     if accelerator.is_main_process:
         for name in ("metrics.jsonl", "validation.jsonl"):
             cut_log(output / name, progress.step)
@@ -118,6 +224,20 @@ def restore(accelerator: Accelerator, output: Path) -> Progress:
             shutil.rmtree(partial)
     accelerator.wait_for_everyone()
     return progress
+
+
+def is_best(output: Path, name: str, row: dict[str, float]) -> bool:
+    """Whether a measurement is better than those before it by one of its figures.
+
+    Raises:
+        PixelBertError: it has no such figure.
+    """
+    if name not in row:
+        raise PixelBertError(f"keep_best is {name!r}; the validation split is measured by {', '.join(row)}")
+    log = output / "validation.jsonl"
+    before = [json.loads(line)[name] for line in log.read_text().splitlines()] if log.exists() else []
+    sign = -1 if name.endswith("_loss") else 1
+    return not before or sign * row[name] > max(sign * value for value in before)
 
 
 def cut_log(file: Path, step: int) -> None:

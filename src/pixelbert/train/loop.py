@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
+import signal
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -31,7 +32,8 @@ from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.device import Precision, best_device, best_precision
-from pixelbert.errors import PixelBertError
+from pixelbert.errors import PixelBertError, StoppedError
+from pixelbert.files import publish
 from pixelbert.loading import TRAINED_ON, trained_on
 from pixelbert.model.resnet import channels_last
 from pixelbert.model_card import CARD, last_validation, model_card
@@ -42,6 +44,7 @@ from pixelbert.train.curves import plot_curves
 from pixelbert.train.optim import build_optimizers, build_scheduler
 from pixelbert.train.recipe import Recipe
 from pixelbert.train.setup import build_model, build_processor
+from pixelbert.train.signals import StopRequest
 
 
 def train(recipe: Recipe) -> Path:
@@ -54,7 +57,6 @@ def train(recipe: Recipe) -> Path:
         PixelBertError: data, weights or the output folder don't fit the recipe.
     """
     output = Path(recipe.output)
-    final = output / "final"
     precision = recipe.precision or best_precision(best_device())
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
@@ -69,11 +71,19 @@ def train(recipe: Recipe) -> Path:
     if main:
         checkpoint.claim(output, settings)
     accelerator.wait_for_everyone()
+    final = output / "final"
     if final.exists():
         if main:
             console.print(f"{output} is finished; its model is in {final}. Choose another --output to train again.")
         return final
+    with checkpoint.locked(output) if main else nullcontext():
+        run(recipe, output, accelerator, precision)
+    return final
 
+
+def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Precision) -> None:
+    """See `train`; the folder is this run's."""
+    main = accelerator.is_main_process
     # What to learn from.
     with accelerator.main_process_first():
         corpus = Corpus(resolve_scenes(recipe.data.train, output / "data"))
@@ -115,7 +125,7 @@ def train(recipe: Recipe) -> Path:
     # Where it stands.
     progress = checkpoint.restore(accelerator, output)
     if recipe.trackers:
-        accelerator.init_trackers("pixelbert", config=checkpoint.flatten(trackable(settings)))
+        accelerator.init_trackers("pixelbert", config=checkpoint.flatten(trackable(dataclasses.asdict(recipe))))
     images = processor.image_processor
     data = recipe.task.data(
         Photos(corpus, images, caches[0]), processor, order, accelerator.process_index, accelerator.num_processes,
@@ -128,17 +138,15 @@ def train(recipe: Recipe) -> Path:
 
     model.train()
     started, pairs_since, time_since = time.monotonic(), 0, time.monotonic()
-    with Tracker("training", steps, done=progress.step, show=main) as tracker:
+    learned = what_it_learned(recipe, corpus)
+    with Tracker("training", steps, done=progress.step, show=main) as tracker, StopRequest() as stop:
         for step in range(progress.step, steps):
             torch.manual_seed(hash((recipe.seed, step, accelerator.process_index)))  # dropout, the same after a resume
             sums: dict[str, torch.Tensor] = {}
             seen: list[int] = []
             count = data.micro_batches()
             for micro in range(count):
-                loaded = next(batches)
-                if isinstance(loaded, PixelBertError):
-                    raise loaded
-                batch: StepBatch = loaded.to(accelerator.device)
+                batch = next_batch(batches).to(accelerator.device)
                 seen += batch.examples
                 synchronise = micro == count - 1
                 with nullcontext() if synchronise else accelerator.no_sync(model):
@@ -149,47 +157,62 @@ def train(recipe: Recipe) -> Path:
                 for name, value in parts.items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value
             norm = accelerator.clip_grad_norm_(model.parameters(), recipe.optimizer.clip or math.inf)
-            totals = accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
-            if not all(map(math.isfinite, [*totals, float(norm)])):
-                raise PixelBertError(not_finite(step + 1, sums, totals, float(norm), corpus, seen))
+            asked = torch.zeros_like(loss).detach() + stop.signal  # one process may be asked to stop, and all do
+            *totals, asked_to_stop = accelerator.reduce(torch.stack([*sums.values(), asked]), "sum").tolist()
             rate = schedulers[0].get_last_lr()[0]
+            if all(map(math.isfinite, [*totals, float(norm)])):
+                for optimizer in optimizers:
+                    optimizer.step()
+                progress.add(dict(zip(sums, totals, strict=True)), float(norm))
+            else:  # every process sees the same sums, so all skip it
+                progress.skipped += 1
+                said = not_finite(step + 1, sums, totals, float(norm), corpus, seen)
+                if progress.skipped > recipe.skip_limit:
+                    raise PixelBertError(f"{said} {give_up(progress.skipped, output)}")
+                if main:
+                    console.print(f"{said} Left out: {progress.skipped} of at most {recipe.skip_limit}.")
             for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-                optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
-            for name, total in zip(sums, totals, strict=True):
-                progress.window[name] = progress.window.get(name, 0.0) + total
             progress.step = step + 1
             pairs_since += data.pairs_in_step
 
-            if progress.step % recipe.log_every == 0 or progress.step == steps:
-                row = logged_row(progress, recipe, order)
+            last = progress.step == steps
+            if progress.counted and (last or due(progress.step, recipe.log_every)):
+                row = {"step": progress.step, "epoch": order.epoch_of(progress.step), **progress.logged()}
                 row["pairs_per_second"] = round(pairs_since / (time.monotonic() - time_since), 2)
                 row["lr"] = rate
                 if main:
                     checkpoint.append_line(output / "metrics.jsonl", row)
                     accelerator.log({k: v for k, v in row.items() if k != "step"}, step=progress.step)
-                progress.window, pairs_since, time_since = {}, 0, time.monotonic()
+                pairs_since, time_since = 0, time.monotonic()
                 tracker.advance(0, note=f"loss {row['loss']:.4f}")
-            last = progress.step == steps
-            if last or due(progress.step, recipe.checkpoint_every):
-                checkpoint.save(accelerator, output, progress, recipe.keep_checkpoints)
+            # Measured before it is saved: who goes on from a checkpoint has its measurement behind him.
             if validation_photos and (last or due(progress.step, recipe.evaluate_every)):
                 if main:
                     row = recipe.task.validate(bare, processor, validation_photos, recipe.evaluate_examples, precision)
+                    if recipe.keep_best and checkpoint.is_best(output, recipe.keep_best, row):
+                        write_model(bare, processor, learned, output, "best")
                     checkpoint.append_line(output / "validation.jsonl", {"step": progress.step, **row})
                     accelerator.log({f"validation/{k}": v for k, v in row.items()}, step=progress.step)
                     console.print(f"step {progress.step}: {recipe.task.summary(row)}")
                 accelerator.wait_for_everyone()
+            if last or asked_to_stop or due(progress.step, recipe.checkpoint_every):
+                checkpoint.save(accelerator, output, progress, recipe.keep_checkpoints)
+            if asked_to_stop and not last:
+                raise StoppedError(
+                    f"asked to stop; step {progress.step:,} of {steps:,} is saved. The same command goes on from there",
+                    stop.signal or signal.SIGTERM,
+                )
             tracker.advance()
 
     if main:
-        learned = trained_on(recipe.model.checkpoint) if recipe.model.checkpoint else []
-        learned += [source for source in corpus.provenance() if source not in learned]
-        finish(bare, processor, learned, output, time.monotonic() - started)
+        plot_curves(output)
+        write_model(bare, processor, learned, output, "final")
+        minutes = (time.monotonic() - started) / 60
+        console.print(f"finished in {minutes:.1f} minutes; the model is in {output / 'final'}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return final
 
 
 def known_trackers(names: list[str]) -> list[str]:
@@ -201,6 +224,32 @@ def known_trackers(names: list[str]) -> list[str]:
     return names
 
 
+def what_it_learned(recipe: Recipe, corpus: Corpus) -> list[dict[str, Any]]:
+    """The data of this run and of the checkpoint that it began with."""
+    learned = trained_on(recipe.model.checkpoint) if recipe.model.checkpoint else []
+    return learned + [source for source in corpus.provenance() if source not in learned]
+
+
+def next_batch(batches: Iterator[StepBatch | PixelBertError]) -> StepBatch:
+    """The next one.
+
+    Raises:
+        PixelBertError: a photo or sentence cannot be read, or a process that loads data has died.
+    """
+    try:
+        loaded = next(batches)
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise PixelBertError(
+            f"a process that loads data has died ({str(error).splitlines()[0]}). Give the same command again to go on; "
+            "if memory is short, with a lower data.workers"
+        ) from error
+    if isinstance(loaded, PixelBertError):
+        raise loaded
+    return loaded
+
+
 def not_finite(
     step: int, sums: dict[str, torch.Tensor], totals: list[float], norm: float, corpus: Corpus, seen: list[int]
 ) -> str:
@@ -208,9 +257,16 @@ def not_finite(
     losses = ", ".join(f"{name} {total}" for name, total in zip(sums, totals, strict=True))
     losses += f", gradient norm {norm}"
     examples = ", ".join(corpus.example_id(e) for e in sorted(set(seen))[:8])
+    return f"step {step}: {losses}. The step was on examples {examples}, ... (on this process)."
+
+
+def give_up(skipped: int, output: Path) -> str:
+    """What to do when steps go wrong again and again."""
+    before = checkpoint.checkpoints(output)
+    kept = f" {before[-1]} is good." if before else ""
     return (
-        f"step {step}: {losses}. The step was on examples {examples}, ... (on this process). The checkpoints before it "
-        "are good; lower the learning rates, or set optimizer.clip, and start again with another --output."
+        f"It is number {skipped} of such steps (skip_limit).{kept} Lower the learning rates, or set optimizer.clip, "
+        "and start again with another --output."
     )
 
 
@@ -235,14 +291,6 @@ def data_loader(data: StepData, first_step: int, steps: int, workers: int) -> Da
 def as_it_is(batch: StepBatch) -> StepBatch:
     """The data set makes whole batches already."""
     return batch
-
-
-def logged_row(progress: checkpoint.Progress, recipe: Recipe, order: ExampleOrder) -> dict[str, Any]:
-    """One line of metrics.jsonl: means over the steps since the last one, in full precision."""
-    passed = progress.step % recipe.log_every or recipe.log_every
-    means = {name: total / passed for name, total in progress.window.items()}
-    loss = sum(value for name, value in means.items() if name.endswith("_loss"))
-    return {"step": progress.step, "epoch": order.epoch_of(progress.step), "loss": loss, **means}
 
 
 def trackable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -273,20 +321,16 @@ def describe(
     )
 
 
-def finish(
-    model: Any, processor: PixelBertProcessor, learned: list[dict[str, Any]], output: Path, seconds: float
+def write_model(
+    model: Any, processor: PixelBertProcessor, learned: list[dict[str, Any]], output: Path, name: str
 ) -> None:
-    """Draw the curves, write DIR/final with its model card aside and rename it."""
-    plot_curves(output)
-    aside = output / "final.partial"
+    """Write DIR/name, a model for from_pretrained with its card, aside and rename it."""
+    aside, target = output / f"{name}.partial", output / name
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     processor.save_pretrained(aside)
     (aside / TRAINED_ON).write_text(json.dumps(learned, indent=2) + "\n")
     card = model_card(model, processor, learned, last_validation(output), output.name)
     (aside / CARD).write_text(card, encoding="utf-8")
-    for file in aside.iterdir():
-        with file.open("rb") as f:
-            os.fsync(f.fileno())
-    aside.rename(output / "final")
-    console.print(f"finished in {seconds / 60:.1f} minutes; the model is in {output / 'final'}")
+    shutil.rmtree(target, ignore_errors=True)
+    publish(aside, target)

@@ -157,6 +157,10 @@ class Recipe:
         evaluate_examples: examples of the validation split that are measured during training.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the newest stay.
+        keep_best: a figure of validation.jsonl, such as itm_accuracy: the model that did best by it stays in
+            OUTPUT/best. Of a figure that ends in _loss the lowest is best.
+        skip_limit: steps that may be left out because a loss or the gradient is not a finite number; one more stops the
+            run.
         trackers: where metrics go beside metrics.jsonl, by accelerate's names: tensorboard, wandb, ...
     """
 
@@ -175,6 +179,8 @@ class Recipe:
     evaluate_examples: int = 1000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    keep_best: str | None = None
+    skip_limit: int = 10
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
