@@ -24,7 +24,17 @@ NAVIGATION = {
         "tasks/export",
     ],
     "Reference": ["api", "data"],
-    "Results": ["reproduce", "results/index", "results/flickr8k", "results/fine_tuning", "results/bounded_memory"],
+    "Results": [
+        "reproduce",
+        "results/index",
+        "results/flickr8k",
+        "results/fine_tuning",
+        "results/search",
+        "results/bounded_memory",
+        "reliability",
+        "performance",
+        "scale",
+    ],
 }
 
 project = "pixelbert"

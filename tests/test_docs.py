@@ -296,7 +296,7 @@ class Workspace:
         elif command == "evaluate":
             if not made_for_own_data([value_of(arguments, "--data")]):
                 return
-        elif command in ("serve", "convert"):  # which doesn't end; whose file is a download
+        elif command in ("serve", "convert", "bench"):  # which doesn't end; whose file is a download; minutes
             return
         self.run(arguments)
 

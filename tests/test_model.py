@@ -48,6 +48,18 @@ def test_an_image_becomes_a_pixel_for_every_64_by_64(tiny_model: MakeModel) -> N
 # --- one image, many sentences ---
 
 
+def test_a_match_is_the_same_with_and_without_the_words(tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    ids, mask = sentences(4, 7)
+    with torch.no_grad():
+        features = model.encode_images(images((128, 64), (64, 64)))
+        alone = model(features, ids, mask)  # of the last layer, [CLS] is computed alone
+        with_words = model(features, ids, mask, output_token_logits=True)
+    assert alone.token_logits is None
+    assert with_words.token_logits.shape == (2, 7, 64)
+    assert (alone.match_logits - with_words.match_logits).abs().max() <= 1e-5
+
+
 def test_sharing_an_image_is_one_image_one_sentence_exactly(tiny_model: MakeModel) -> None:
     model = tiny_model()
     index = torch.tensor([1, 0, 1, 1])

@@ -289,13 +289,14 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         contrastive_loss = None if contrast is None else self.pixelbert.contrast(features, contrast)
         if input_ids is None and contrast is not None:
             return PixelBertForPreTrainingOutput(contrastive_loss=contrastive_loss)
+        words_read = token_labels is not None or output_token_logits
         output = self.pixelbert(
             features,
             input_ids,
             attention_mask,
             image_index,
             pixel_index=pixel_index,
-            positions=None if input_ids is None else input_ids.shape[1],  # the heads read no pixels
+            positions=input_ids.shape[1] if words_read and input_ids is not None else 1,  # the heads read no pixels
             output_attentions=output_attentions,
         )
         match_logits = self.itm_head(output.pooler_output)
