@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from tokenizers import AddedToken
 from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor
 from transformers import (
@@ -194,9 +195,10 @@ def learn_tokenizer(sentences: Iterable[str], vocab_size: int) -> PreTrainedToke
     # ties by number. Those that it is given it numbers in the order in which they are given.
     inside = Counter(letter for word in words for letter in word[1:])
     often = sorted(inside, key=lambda letter: (-inside[letter], letter))[:1000]  # the trainer's own limit
-    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"##{letter}" for letter in sorted(often))]
+    known: list[str | AddedToken] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    known += [f"##{letter}" for letter in sorted(often)]
     learner.train_from_iterator(
-        sentences, vocab_size=vocab_size, min_frequency=1, special_tokens=known, show_progress=False
+        iter(sentences), vocab_size=vocab_size, min_frequency=1, special_tokens=known, show_progress=False
     )
     wordpiece = BertWordPieceTokenizer(learner.get_vocab(), lowercase=True)
     return BertTokenizer(tokenizer_object=wordpiece._tokenizer, do_lower_case=True)
