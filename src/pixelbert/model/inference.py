@@ -4,9 +4,8 @@
 - bfloat16 weights are made once, where autocast would make them at every call.
 - On a CPU, convolutions and linear layers run through oneDNN's fused kernels: ReLU, GELU and the shortcut's sum in the
   same pass over memory, weights of linear layers laid out beforehand. `torch.compile` puts in the same kernels, after
-  compiling for every new shape. Linear layers in float32 run so with AVX-512 alone: on an AMD CPU that has it they took
-  half the time of the library that `F.linear` calls; with AVX2 that library is at the processor's peak, and they took
-  20 % more.
+  compiling for every new shape. Linear layers in float32 run so with AVX-512 alone: with AVX2
+  they took about 20 % longer than the library that `F.linear` calls, which is at the processor's peak there.
 - On a CPU, many pairs go through the transformer in blocks, so that what stands between its layers stays in the cache.
 """
 
