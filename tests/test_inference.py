@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pixelbert import (
-    PixelBertConfig,
     PixelBertForImageAndTextRetrieval,
     PixelBertForImagesAndTextClassification,
     PixelBertForPreTraining,
@@ -20,7 +19,7 @@ from pixelbert.model import inference
 from pixelbert.model.inference import for_inference
 from references import images, sentences
 
-MakeConfig = Callable[..., PixelBertConfig]
+MakeModel = Callable[..., Any]
 NETWORKS: list[Any] = [
     PixelBertForPreTraining,
     PixelBertForQuestionAnswering,
@@ -29,20 +28,6 @@ NETWORKS: list[Any] = [
 ]
 SIDES = [(64, 64), (128, 192), (192, 64), (64, 320), (128, 192)]
 LENGTHS = (3, 11, 20, 5)
-
-
-def network(kind: Any, config: PixelBertConfig) -> Any:
-    """A seeded network with batch norms that do something, and pixel features of order one."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = kind(config)
-        for norm in model.pixelbert.backbone.batch_norms():
-            torch.nn.init.uniform_(norm.get_buffer("running_mean"), -0.3, 0.3)
-            torch.nn.init.uniform_(norm.get_buffer("running_var"), 0.5, 2.0)
-            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(norm.bias, -0.3, 0.3)
-        torch.nn.init.normal_(model.pixelbert.pixel_embedding.projection.weight, std=0.02)
-    return model.eval()
 
 
 @torch.no_grad()
@@ -68,13 +53,13 @@ def relative(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])  # the last is none that is fused
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_float32_gives_the_same(
-    kind: Any, activation: str, fused: bool, tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    kind: Any, activation: str, fused: bool, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fused:
         monkeypatch.setattr(inference, "has_avx512", lambda: True)  # fused linear layers in float32 too
     else:
         monkeypatch.setattr(inference, "has_fused_kernels", lambda dtype: False)
-    model = network(kind, tiny_config(hidden_act=activation, id2label={i: str(i) for i in range(7)}))
+    model = tiny_model(kind, hidden_act=activation, id2label={i: str(i) for i in range(7)})
     expected, found = outputs(model), outputs(for_inference(model, "fp32"))
     for name, value in expected.items():
         assert value.std() > 0.05, f"{name} hardly varies, so that being near it says nothing"
@@ -82,8 +67,8 @@ def test_float32_gives_the_same(
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_bfloat16_is_near(kind: Any, tiny_config: MakeConfig) -> None:
-    model = network(kind, tiny_config(id2label={i: str(i) for i in range(7)}))
+def test_bfloat16_is_near(kind: Any, tiny_model: MakeModel) -> None:
+    model = tiny_model(kind, id2label={i: str(i) for i in range(7)})
     expected, found = outputs(model), outputs(for_inference(model, "bf16"))
     for name, value in expected.items():
         assert 0 < relative(found[name], value) <= 2e-2, name
@@ -91,8 +76,8 @@ def test_bfloat16_is_near(kind: Any, tiny_config: MakeConfig) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_the_network_stays_as_it_is(kind: Any, precision: str, tiny_config: MakeConfig) -> None:
-    model = network(kind, tiny_config(id2label={i: str(i) for i in range(7)}))
+def test_the_network_stays_as_it_is(kind: Any, precision: str, tiny_model: MakeModel) -> None:
+    model = tiny_model(kind, id2label={i: str(i) for i in range(7)})
     modules = [type(module) for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     wanted = [p.requires_grad for p in model.parameters()]
@@ -109,8 +94,8 @@ def test_the_network_stays_as_it_is(kind: Any, precision: str, tiny_config: Make
     assert all(torch.equal(value, before[name]) for name, value in outputs(model).items())
 
 
-def test_a_score_does_not_depend_on_its_batch(tiny_config: MakeConfig) -> None:
-    model = for_inference(network(PixelBertForPreTraining, tiny_config()), "fp32")
+def test_a_score_does_not_depend_on_its_batch(tiny_model: MakeModel) -> None:
+    model = for_inference(tiny_model(PixelBertForPreTraining), "fp32")
     ids, mask = sentences(*LENGTHS)
     pictures = images(*SIDES)
     with torch.no_grad():
@@ -122,10 +107,10 @@ def test_a_score_does_not_depend_on_its_batch(tiny_config: MakeConfig) -> None:
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused kernels", "torch's own"])
 def test_blocks_of_pairs_give_what_one_block_does(
-    fused: bool, tiny_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    fused: bool, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inference, "has_avx512", lambda: fused)
-    model = network(PixelBertForPreTraining, tiny_config())
+    model = tiny_model(PixelBertForPreTraining)
     fast = for_inference(model, "fp32")
     ids, mask = sentences(*LENGTHS)
     with torch.no_grad():

@@ -77,7 +77,12 @@ def train(recipe: Recipe) -> Path:
             console.print(f"{output} is finished; its model is in {final}. Choose another --output to train again.")
         return final
     with checkpoint.locked(output) if main else nullcontext():
-        run(recipe, output, accelerator, precision)
+        try:
+            run(recipe, output, accelerator, precision)
+        except RuntimeError as error:  # torch raises it wherever the program is when such a process dies
+            if "DataLoader worker" in str(error):
+                raise loader_died(error) from error
+            raise
     return final
 
 
@@ -238,16 +243,19 @@ def next_batch(batches: Iterator[StepBatch | PixelBertError]) -> StepBatch:
     """
     try:
         loaded = next(batches)
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise PixelBertError(
-            f"a process that loads data has died ({str(error).splitlines()[0]}). Give the same command again to go on; "
-            "if memory is short, with a lower data.workers"
-        ) from error
+    except (ConnectionError, EOFError) as error:  # it died while it sent a batch
+        raise loader_died(error) from error
     if isinstance(loaded, PixelBertError):
         raise loaded
     return loaded
+
+
+def loader_died(error: Exception) -> PixelBertError:
+    """What to tell of it."""
+    return PixelBertError(
+        f"a process that loads data has died ({str(error).splitlines()[0]}). Give the same command again to go on; "
+        "if memory is short, with a lower data.workers"
+    )
 
 
 def not_finite(
