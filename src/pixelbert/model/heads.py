@@ -92,15 +92,16 @@ class TwoTowerHead(nn.Module):
         self.image = nn.Linear(config.hidden_size, config.tower_size)
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.FIRST_SCALE)))
 
-    def embed_text(self, cls: Tensor) -> Tensor:
-        """[CLS] of a sentence that stood alone (P, D) -> (P, E), of length 1."""
-        return F.normalize(self.text(cls).float(), dim=-1)
+    def embed_text(self, words: Tensor, mask: Tensor) -> Tensor:
+        """A sentence that stood alone: its tokens (P, L, D), those in the mask (P, L) -> (P, E), of length 1.
+
+        Their mean, as sentence encoders take it; [CLS] was slower to learn from it (docs/results/search.md).
+        """
+        return F.normalize(self.text(masked_mean(words, mask)).float(), dim=-1)
 
     def embed_image(self, pixels: Tensor, mask: Tensor) -> Tensor:
         """The mean of an image's pixels (I, K, D), those in the mask (I, K) -> (I, E), of length 1."""
-        weights = mask.float()[..., None]
-        mean = (pixels.float() * weights).sum(1) / weights.sum(1)
-        return F.normalize(self.image(mean.to(pixels.dtype)).float(), dim=-1)
+        return F.normalize(self.image(masked_mean(pixels, mask)).float(), dim=-1)
 
     def contrast(self, text: Tensor, image: Tensor, image_index: Tensor, group: int) -> Tensor:
         """Each sentence finds its image among those of its group, and each image its sentence.
@@ -126,3 +127,9 @@ class TwoTowerHead(nn.Module):
     def scale(self) -> Tensor:
         """What inner products are multiplied by to be logits."""
         return self.log_scale.exp().clamp(max=self.LARGEST_SCALE)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean over a sequence (n, L, D) of what is in the mask (n, L) -> (n, D)."""
+    weights = mask.float()[..., None]
+    return ((x.float() * weights).sum(1) / weights.sum(1)).to(x.dtype)

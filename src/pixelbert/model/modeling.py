@@ -168,8 +168,8 @@ class PixelBertModel(PixelBertPreTrainedModel):
     def embed_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Sentences alone, through the transformer and the two-tower head: (P, L) -> (P, E)."""
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        words, _ = self.encoder(self.embeddings(input_ids), mask, positions=1)
-        return self._towers().embed_text(words[:, 0])
+        words, _ = self.encoder(self.embeddings(input_ids), mask)
+        return self._towers().embed_text(words, mask)
 
     def contrast(self, features: PixelFeatures | None, given: Contrast) -> Tensor:
         """The contrastive loss of the two-tower head; see `TwoTowerHead.contrast`."""
