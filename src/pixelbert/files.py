@@ -33,7 +33,7 @@ def flush(path: Path) -> None:
 
 def publish(aside: Path, target: Path) -> None:
     """Flush a folder's files to disk and give it its name: it appears whole or not at all."""
-    for path in (*aside.iterdir(), aside):
+    for path in (*aside.rglob("*"), aside):
         flush(path)
     aside.rename(target)
     flush(target.parent)

@@ -16,6 +16,7 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from safetensors import SafetensorError
 from pixelbert.errors import PixelBertError
 from pixelbert.files import file_sha256, publish, write_atomically
 from pixelbert.progress import console
+from pixelbert.train.processes import first_line, peer_died
 
 # Where the recipe may differ when a run goes on: how it is run and reported, not what it computes.
 FREE_TO_CHANGE = (
@@ -174,39 +176,89 @@ def newest_intact(output: Path) -> Path | None:
     return None
 
 
-def save(accelerator: Accelerator, output: Path, progress: Progress, keep: int) -> None:
-    """Write a checkpoint aside and rename it, then drop all but the newest `keep`.
+class Saver:
+    """Writes a run's checkpoints, each aside until it is whole. Used as a context manager.
 
-    Raises:
-        PixelBertError: it cannot be written. Those before it are as they were.
+    Training waits until a checkpoint's files are written; their sums and the flush to disk, which take longer, happen
+    while it goes on.
+
+    Args:
+        keep: how many of the newest stay.
     """
-    target = output / "checkpoints" / f"step-{progress.step:08d}"
-    aside = target.with_name(target.name + ".partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(aside))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_atomically(aside / "progress.json", json.dumps(vars(progress)))
-            sums = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(aside.iterdir())]
+
+    def __init__(self, accelerator: Accelerator, output: Path, keep: int) -> None:
+        self.accelerator, self.output, self.keep = accelerator, output, keep
+        self._beside = ThreadPoolExecutor(1, "checkpoint")
+        self._step = 0
+        self._publishing: Future[None] | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except PixelBertError:
+            if kind is None:
+                raise
+        self._beside.shutdown()
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            PixelBertError: it, or the one before it, cannot be written. Those before are as they were.
+        """
+        self.wait()
+        self._step = progress.step
+        target = self.output / "checkpoints" / f"step-{progress.step:08d}"
+        aside = target.with_name(target.name + ".partial")
+        main = self.accelerator.is_main_process
+        if main:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with self._failing(aside):
+            self.accelerator.save_state(str(aside))
+            self.accelerator.wait_for_everyone()
+            if main:
+                write_atomically(aside / "progress.json", json.dumps(vars(progress)))
+                self._publishing = self._beside.submit(self._publish, aside, target)
+
+    def wait(self) -> None:
+        """Have the newest checkpoint whole on disk.
+
+        Raises:
+            PixelBertError: it cannot be written.
+        """
+        if self._publishing is not None:
+            publishing, self._publishing = self._publishing, None
+            publishing.result()
+
+    def _publish(self, aside: Path, target: Path) -> None:
+        with self._failing(aside):
+            files = sorted(file for file in aside.rglob("*") if file.is_file())
+            sums = [f"{file_sha256(file)}  {file.relative_to(aside)}\n" for file in files]
             write_atomically(aside / SUMS, "".join(sums))
             if target.exists():  # left by a run that was killed before it logged on; this one is the same
                 shutil.rmtree(target)
             publish(aside, target)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises a RuntimeError when the disk is full
-        shutil.rmtree(aside, ignore_errors=True)
-        before = checkpoints(output)
-        stands = f"{before[-1]} is as it was" if before else "there is none before it"
-        raise PixelBertError(
-            f"the checkpoint of step {progress.step} cannot be written ({str(error).splitlines()[0]}): {stands}. Make "
-            "room, and give the same command again to go on"
-        ) from error
-    if accelerator.is_main_process:
-        for old in checkpoints(output)[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+            for old in checkpoints(self.output)[: -self.keep]:
+                shutil.rmtree(old)
+
+    @contextmanager
+    def _failing(self, aside: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError at a full disk
+            if isinstance(error, RuntimeError) and peer_died(error):
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
+            before = checkpoints(self.output)
+            stands = f"{before[-1]} is as it was" if before else "there is none before it"
+            raise PixelBertError(
+                f"the checkpoint of step {self._step} cannot be written ({first_line(error)}): {stands}. "
+                "Make room, and give the same command again to go on"
+            ) from error
 
 
 def restore(accelerator: Accelerator, output: Path) -> Progress:

@@ -42,6 +42,7 @@ from pixelbert.tasks.steps import StepBatch, StepData, batch_keys
 from pixelbert.train import checkpoint
 from pixelbert.train.curves import plot_curves
 from pixelbert.train.optim import build_optimizers, build_scheduler
+from pixelbert.train.processes import deaths_told, doubtful_restarts, loader_died
 from pixelbert.train.recipe import Recipe
 from pixelbert.train.setup import build_model, build_processor
 from pixelbert.train.signals import StopRequest
@@ -77,12 +78,10 @@ def train(recipe: Recipe) -> Path:
             console.print(f"{output} is finished; its model is in {final}. Choose another --output to train again.")
         return final
     with checkpoint.locked(output) if main else nullcontext():
-        try:
+        if main and (advice := doubtful_restarts()):
+            console.print(advice)
+        with deaths_told():
             run(recipe, output, accelerator, precision)
-        except RuntimeError as error:  # torch raises it wherever the program is when such a process dies
-            if "DataLoader worker" in str(error):
-                raise loader_died(error) from error
-            raise
     return final
 
 
@@ -144,7 +143,11 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
     model.train()
     started, pairs_since, time_since = time.monotonic(), 0, time.monotonic()
     learned = what_it_learned(recipe, corpus)
-    with Tracker("training", steps, done=progress.step, show=main) as tracker, StopRequest() as stop:
+    with (
+        Tracker("training", steps, done=progress.step, show=main) as tracker,
+        StopRequest() as stop,
+        checkpoint.Saver(accelerator, output, recipe.keep_checkpoints) as saver,
+    ):
         for step in range(progress.step, steps):
             torch.manual_seed(hash((recipe.seed, step, accelerator.process_index)))  # dropout, the same after a resume
             sums: dict[str, torch.Tensor] = {}
@@ -203,8 +206,9 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                     console.print(f"step {progress.step}: {recipe.task.summary(row)}")
                 accelerator.wait_for_everyone()
             if last or asked_to_stop or due(progress.step, recipe.checkpoint_every):
-                checkpoint.save(accelerator, output, progress, recipe.keep_checkpoints)
+                saver.save(progress)
             if asked_to_stop and not last:
+                saver.wait()
                 raise StoppedError(
                     f"asked to stop; step {progress.step:,} of {steps:,} is saved. The same command goes on from there",
                     stop.signal or signal.SIGTERM,
@@ -248,14 +252,6 @@ def next_batch(batches: Iterator[StepBatch | PixelBertError]) -> StepBatch:
     if isinstance(loaded, PixelBertError):
         raise loaded
     return loaded
-
-
-def loader_died(error: Exception) -> PixelBertError:
-    """What to tell of it."""
-    return PixelBertError(
-        f"a process that loads data has died ({str(error).splitlines()[0]}). Give the same command again to go on; "
-        "if memory is short, with a lower data.workers"
-    )
 
 
 def not_finite(
