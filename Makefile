@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test venv weights docs chaos lint format clean
+.PHONY: demo test venv weights docs chaos audit lint format clean
 
 demo: venv  ## train on the shipped photos and on generated scenes, write runs/demo/report.html
 	.venv/bin/python -m pixelbert.demo --output runs/demo
@@ -42,6 +42,16 @@ docs: .venv/docs-ready  ## the docs site, in build/docs; a warning fails
 chaos: venv  ## kill training runs, for real, and see that nothing is lost: half an hour on one busy core
 	.venv/bin/python tools/chaos.py --output runs/chaos --json runs/chaos/chaos.json
 
+# In an environment of its own, so that what it needs never meets what the project needs. Without --strict, packages that
+# the service does not know are passed over and the end is "No known vulnerabilities found".
+audit: .venv-audit/ready  ## known vulnerabilities of the pinned versions; asks PyPI's service
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
+.venv-audit/ready:
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet "pip-audit==2.10.1"
+	touch $@
+
 lint: venv
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -52,4 +62,4 @@ format: venv
 	.venv/bin/ruff check --fix .
 
 clean:
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-audit runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,7 @@ NAVIGATION = {
         "tasks/web",
         "tasks/export",
     ],
-    "Reference": ["api", "data"],
+    "Reference": ["api", "data", "licences"],
     "Results": [
         "reproduce",
         "results/index",

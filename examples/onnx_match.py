@@ -7,8 +7,11 @@ EXPORTED is what `pixelbert export C --out EXPORTED` wrote, of a checkpoint that
 """
 
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or ONNX Runtime, once imported, reports its use to its makers
 
 import numpy as np
 import onnxruntime

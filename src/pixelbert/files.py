@@ -39,6 +39,21 @@ def publish(aside: Path, target: Path) -> None:
     flush(target.parent)
 
 
+def folder_or_hub_name(source: str | Path) -> str:
+    """What names a checkpoint, as it was given: a folder that is here, or a name on the hub.
+
+    A folder mistyped is not looked for on the hub, which would learn what folders are called here.
+
+    Raises:
+        PixelBertError: it is a path, or would be a folder beside others, and there is none.
+    """
+    path = Path(source)
+    beside = len(path.parts) == 2 and path.parent.is_dir()
+    if not path.exists() and (isinstance(source, Path) or len(path.parts) > 2 or beside):
+        raise PixelBertError(f"there is no folder {source}: check the path")
+    return str(source)
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:

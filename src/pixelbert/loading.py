@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cac
 
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.errors import PixelBertError
-from pixelbert.files import read_json
+from pixelbert.files import folder_or_hub_name, read_json
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.fine_tuning import (
     PixelBertForImageAndTextRetrieval,
@@ -65,9 +65,10 @@ def load_checkpoint(
         config: fields of the configuration to change, such as dropout.
 
     Raises:
-        PixelBertError: says which file is missing or damaged, or which tensor doesn't fit.
+        PixelBertError: there is no such folder; or says which file is missing or
+            damaged, or which tensor doesn't fit.
     """
-    if Path(checkpoint).is_dir():
+    if Path(folder_or_hub_name(checkpoint)).is_dir():
         check_folder(Path(checkpoint))
     verbosity = logging.get_verbosity()
     logging.set_verbosity(CRITICAL)  # transformers' report of what doesn't fit: the error says it
@@ -145,7 +146,7 @@ def check_folder(folder: Path) -> None:
 
 def trained_on(checkpoint: str | Path) -> list[dict[str, Any]]:
     """The splits that a checkpoint has learned from, pre-training included: data set, split and checksums."""
-    file = cached_file(str(checkpoint), TRAINED_ON, _raise_exceptions_for_missing_entries=False)
+    file = cached_file(folder_or_hub_name(checkpoint), TRAINED_ON, _raise_exceptions_for_missing_entries=False)
     return json.loads(Path(file).read_text()) if file else []
 
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, BertForPreTraining, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from pixelbert.errors import PixelBertError
+from pixelbert.files import folder_or_hub_name
 from pixelbert.model.load_report import LoadReport, compact_names, copy_checked, first_line
 from pixelbert.model.modeling import PixelBertPreTrainedModel
 from pixelbert.model.resnet import BACKBONES
@@ -127,7 +128,7 @@ def _bert_name(name: str, prefix: str) -> str | None:
 def _bert_config(source: str | Path) -> PreTrainedConfig:
     advice = "give a folder with config.json and model.safetensors (or pytorch_model.bin), or a name on the hub"
     try:
-        config = AutoConfig.from_pretrained(str(source))
+        config = AutoConfig.from_pretrained(folder_or_hub_name(source))
     except Exception as error:  # broken files fail in any way at all
         raise PixelBertError(f"{source}: no BERT could be read there ({first_line(error)}); {advice}") from error
     if config.model_type != "bert":
