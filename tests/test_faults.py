@@ -6,6 +6,7 @@ at a random moment: tests/test_promises.py; at many: `make chaos`.)
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -20,18 +21,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from pixelbert import PixelBertError, PixelBertForPreTraining, cli
+from pixelbert import PixelBertError, PixelBertForPreTraining, cli, files
 from pixelbert.data.prepare import prepare
 from pixelbert.data.sources.folder import Folder
 from pixelbert.tasks.pretraining import Pretraining
-from pixelbert.train.checkpoint import checkpoints, damage, is_best, locked
+from pixelbert.train import checkpoint
+from pixelbert.train.checkpoint import Progress, Saver, checkpoints, damage, is_best, locked
+from pixelbert.train.processes import OWN_STORE, deaths_told, doubtful_restarts
 
 RECIPE: dict[str, Any] = {
     "model": {
@@ -187,6 +192,64 @@ def test_a_full_disk(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[
     assert [folder.name for folder in (output / "checkpoints").iterdir()] == ["step-00000004"]
     train(output)
     assert same(output, whole)
+
+
+class TestSaving:
+    @pytest.fixture
+    def saver(self, tmp_path: Path) -> Iterator[Saver]:
+        model = torch.nn.Linear(2, 2)
+        accelerator = Accelerator(cpu=True)
+        accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+        with Saver(accelerator, tmp_path, keep=2) as saver:
+            yield saver
+
+    def test_training_goes_on_while_files_are_flushed(
+        self, tmp_path: Path, saver: Saver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flushed = threading.Event()
+        monkeypatch.setattr(checkpoint, "publish", lambda *paths: flushed.wait(30) and files.publish(*paths))
+        saver.save(Progress(step=1))
+        assert not checkpoints(tmp_path)
+        flushed.set()
+        saver.save(Progress(step=2))  # it waits for the one before it
+        assert [folder.name for folder in checkpoints(tmp_path)][:1] == ["step-00000001"]
+        saver.wait()
+        assert len(checkpoints(tmp_path)) == 2
+        assert not any(map(damage, checkpoints(tmp_path)))
+
+    def test_what_fails_meanwhile_is_told_at_the_next(
+        self, tmp_path: Path, saver: Saver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        saver.save(Progress(step=1))
+        saver.wait()
+        monkeypatch.setattr(checkpoint, "publish", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        saver.save(Progress(step=2))
+        with pytest.raises(PixelBertError, match=r"step 2 cannot be written .*No space.*step-00000001 is as it was"):
+            saver.save(Progress(step=3))
+        assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+class TestProcesses:
+    @pytest.mark.parametrize(
+        "error",
+        [RuntimeError("[../gloo/transport/tcp/pair.cc:537] Read error"), torch.distributed.DistBackendError("NCCL")],
+    )
+    def test_a_dead_one_is_no_traceback(self, error: RuntimeError) -> None:
+        with pytest.raises(PixelBertError, match="another process of this run has died"), deaths_told():
+            raise error
+
+    def test_other_errors_are_left_as_they_are(self) -> None:
+        with pytest.raises(RuntimeError, match="shapes"), deaths_told():
+            raise RuntimeError("shapes")
+
+    def test_torchruns_restarts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(OWN_STORE, raising=False)
+        assert doubtful_restarts() is None
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        assert OWN_STORE in (doubtful_restarts() or "")
+        monkeypatch.setenv(OWN_STORE, "1")
+        assert doubtful_restarts() is None
 
 
 def test_a_photo_that_is_lost_or_rots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,8 +29,9 @@ from safetensors import SafetensorError
 
 from pixelbert.errors import PixelBertError
 from pixelbert.files import file_sha256, publish, write_atomically
+from pixelbert.model.load_report import first_line
 from pixelbert.progress import console
-from pixelbert.train.processes import first_line, peer_died
+from pixelbert.train.processes import peer_died
 
 # Where the recipe may differ when a run goes on: how it is run and reported, not what it computes.
 FREE_TO_CHANGE = (

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from pixelbert.errors import PixelBertError
+from pixelbert.model.load_report import first_line
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
@@ -31,7 +32,7 @@ def deaths_told() -> Iterator[None]:
 
 
 def loader_died(error: Exception) -> PixelBertError:
-    """What to tell of a process that loads data. torch tells it once more when its loader is taken down: not to the user."""
+    """What to tell of a process that loads data; and have torch not tell it again when it takes its loader down."""
     before = sys.unraisablehook
 
     def told(unraisable: sys.UnraisableHookArgs) -> None:
@@ -48,11 +49,6 @@ def loader_died(error: Exception) -> PixelBertError:
 def peer_died(error: RuntimeError) -> bool:
     """Whether this is what NCCL or gloo raises when it finds nobody at the other end."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
-
-
-def first_line(error: Exception) -> str:
-    """Of what it says, which may be a trace of C++."""
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def doubtful_restarts() -> str | None:
