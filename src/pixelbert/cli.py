@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from transformers.utils import logging as transformers_logging
 
 from pixelbert.errors import PixelBertError, StoppedError
+from pixelbert.files import read_yaml
 from pixelbert.predict.commands import INFERENCE, positionals_last
 
 OVERVIEW = """usage: pixelbert COMMAND ... (pixelbert COMMAND --help tells all of each)
@@ -75,10 +74,8 @@ def task_kind(arguments: Sequence[str], known: Sequence[str]) -> str:
         if name == "--task.kind":
             kind = value
         elif name == "--config" and Path(value).is_file():
-            with suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser tells it better
-                recipe = yaml.safe_load(Path(value).read_text())
-                section = recipe.get("task") if isinstance(recipe, dict) else None
-                kind = section.get("kind", kind) if isinstance(section, dict) else kind
+            section = read_yaml(Path(value)).get("task")
+            kind = section.get("kind", kind) if isinstance(section, dict) else kind
     if kind not in known:
         raise PixelBertError(f"task.kind is {kind!r}; expected one of {', '.join(known)}")
     return str(kind)

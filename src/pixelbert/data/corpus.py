@@ -42,7 +42,13 @@ class Corpus:
             offset = self._image_starts[-1]
             for split in splits:
                 examples = data.examples(split)
-                rows = [[data.image_row[i] for i in ids] for ids in examples["image_ids"]]
+                try:
+                    rows = [[data.image_row[i] for i in ids] for ids in examples["image_ids"]]
+                except KeyError as error:
+                    raise PixelBertError(
+                        f"{folder}: {split} has an example of the image {error}, which is not in the data set: "
+                        "prepare it again"
+                    ) from None
                 images_of.append(np.array(rows, dtype=np.int64).reshape(len(rows), -1) + offset)
                 self._splits.append((data, split))
                 self._texts.append(examples.data.column("text"))
