@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 from accelerate import Accelerator
 from PIL import Image
 from starlette.testclient import TestClient
@@ -37,13 +36,12 @@ from data_builders import (
     write_pairs,
     write_photos,
 )
-from fuzzing import ODD, Fault, Files, Target, command
+from fuzzing import Fault, Files, Target, command
 from pixelbert import (
     PixelBert,
     PixelBertConfig,
     PixelBertError,
     PixelBertForPreTraining,
-    PixelBertForQuestionAnswering,
     PixelBertProcessor,
 )
 from pixelbert.data import sources
@@ -56,7 +54,6 @@ from pixelbert.data.sources.leaks import tested_images
 from pixelbert.data.store import CAPTIONS, EXAMPLE_SCHEMAS, IMAGE_SCHEMA, QUESTION_ANSWERING, REASONING, PreparedDataset
 from pixelbert.data.writer import DatasetWriter
 from pixelbert.evaluate import was_trained_on
-from pixelbert.files import file_sha256
 from pixelbert.predict.search import SearchIndex, index_photos
 from pixelbert.serve.app import create_app
 from pixelbert.serve.limits import Limits
@@ -100,12 +97,15 @@ class Images(Target):
         found.append(encoded(photo().quantize(8), "PNG", transparency=3))
         found.append(encoded(photo(), "TIFF", compression="tiff_lzw"))
         found.append(encoded(photo(), "PNG", save_all=True, append_images=[photo(3)]))
-        found.append(png_header(9_999, 9_999))
         found.append(b"P3 20 20 255 " + b"7 " * 1200)
         return found
 
     def sound(self, draw: Random) -> Files:
-        return {"photo": draw.choice(self.photos) if draw.random() < 0.95 else draw.randbytes(draw.randrange(300))}
+        return {"photo": draw.choice(self.photos)}
+
+    def made(self, draw: Random) -> Files:
+        bomb = png_header(draw.choice((9_999, 20, 2**31 - 1)), draw.choice((9_999, 2**31 - 1)))
+        return {"photo": draw.choice((bomb, draw.randbytes(draw.randrange(300))))}
 
     def read(self, folder: Path) -> None:
         image = open_image(folder / "photo")
@@ -246,7 +246,8 @@ class Folder(Annotations):
 def hostile_tables(task: str, draw: Random) -> Files:
     """Tables that no `prepare` writes, in the columns that it does."""
     images: list[dict[str, Any]] = [
-        {"image_id": f"t:{n}", "path": f"../../{n}.png", "bytes": None, "width": 40, "height": 32} for n in range(3)
+        {"image_id": f"t:{n}", "path": "x.png", "bytes": encoded(photo(n), "PNG"), "width": 40, "height": 32}
+        for n in range(3)
     ]
     targets: dict[str, Any] = {"answers": ["yes"], "answer_type": None, "question_type": None, "label": True}
     examples: list[dict[str, Any]] = [
@@ -271,9 +272,8 @@ def hostile_tables(task: str, draw: Random) -> Files:
         if draw.random() < 0.1:  # next to nothing on disk, much in memory
             column = draw.choice(("image_id", "example_id", "text"))
             if column in schema.names:
-                tables[-1] = pa.concat_tables(
-                    [tables[-1]] + [tables[-1].set_column(schema.names.index(column), column, [["a" * 10**6] * 3])] * 99
-                )
+                long = [["a" * 10**6] * len(rows)]
+                tables[-1] = pa.concat_tables([tables[-1].set_column(schema.names.index(column), column, long)] * 99)
     return {"images-00000.parquet": parquet(tables[0]), "train-00000.parquet": parquet(tables[1])}
 
 
@@ -287,6 +287,7 @@ class Prepared(Target):
     """A prepared data set on disk: damaged, or made by somebody else, with checksums that fit."""
 
     inputs = 150
+    megabytes = 400
 
     @cached_property
     def whole(self) -> dict[str, Files]:
@@ -305,10 +306,7 @@ class Prepared(Target):
     def sound(self, draw: Random) -> Files:
         return dict(self.whole[draw.choice(list(self.whole))])
 
-    def spoiled(self, number: int) -> Files:
-        if number % 3:
-            return super().spoiled(number)
-        draw = Random(number)
+    def made(self, draw: Random) -> Files:
         task = draw.choice(list(self.whole))
         files = self.whole[task] | hostile_tables(task, draw)
         manifest = json.loads(files["dataset.json"])
@@ -357,28 +355,26 @@ class Recipes(Target):
     inputs = 80
     names_file = False  # the parser names the option
 
-    @cached_property
-    def recipes(self) -> list[bytes]:
-        return [file.read_bytes() for file in sorted(RECIPES.rglob("*.yaml"))] + [
-            b"model: {class_path: antigravity.Model, init_args: {}}\n",
-            b"task: {class_path: this.s, init_args: {}}\n",
-            b"output: !!python/object/apply:os.system ['touch ran']\n",
-            b"model: &a {backbone: resnet50, text_init: *a}\n",
-            b"a: &a [x, x, x, x, x, x, x, x, x]\n"
-            + b"".join(b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 9)) for c in range(98, 107))
-            + b"trackers: *j\n",
-            b"data: " * 3000,
-            b"__path__: /etc/passwd\ntrackers: [[[[[[\n",
-            b"epochs: 1e999\nseed: " + b"9" * 5000,
-            b"task: !!timestamp x\n",
-            b"trackers: " + b"[" * 100_000,
-        ]
+    HOSTILE: ClassVar[list[bytes]] = [
+        b"model: {class_path: antigravity.Model, init_args: {}}\n",
+        b"task: {class_path: this.s, init_args: {}}\n",
+        b"output: !!python/object/apply:os.system ['touch ran']\n",
+        b"model: &a {backbone: resnet50, text_init: *a}\n",
+        b"a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + b"".join(b"%c: &%c [%s]\n" % (c, c, b", ".join([b"*%c" % (c - 1)] * 9)) for c in range(98, 107))
+        + b"trackers: *j\n",
+        b"data: " * 3000,
+        b"__path__: /etc/passwd\ntrackers: [[[[[[\n",
+        b"epochs: 1e999\nseed: " + b"9" * 5000,
+        b"task: !!timestamp x\n",
+        b"trackers: " + b"[" * 100_000,
+    ]
 
     def sound(self, draw: Random) -> Files:
-        return {"recipe.yaml": draw.choice(self.recipes)}
+        return {"recipe.yaml": draw.choice(sorted(RECIPES.rglob("*.yaml"))).read_bytes()}
 
-    def spoiled(self, number: int) -> Files:
-        return {"recipe.yaml": self.recipes[-number]} if 0 < number <= 10 else super().spoiled(number)
+    def made(self, draw: Random) -> Files:
+        return {"recipe.yaml": draw.choice(self.HOSTILE)}
 
     def read(self, folder: Path) -> None:
         with patch("pixelbert.train.loop.train"):
@@ -468,10 +464,14 @@ class Runs(Target):
         return dict(self.whole)
 
     def finish(self, files: Files, draw: Random) -> Files:
-        if draw.random() < 0.7:
-            for sums in [name for name in files if name.endswith(checkpoint.SUMS)]:
-                inside = [name for name in files if Path(name).parent == Path(sums).parent and name != sums]
-                files[sums] = "".join(f"{sha256(files[n]).hexdigest()}  {Path(n).name}\n" for n in inside).encode()
+        return self.fitting(files) if draw.random() < 0.7 else files
+
+    def fitting(self, files: Files) -> Files:
+        """With checksums of the files as they are."""
+        files = dict(files)
+        for sums in [name for name in files if name.endswith(checkpoint.SUMS)]:
+            inside = [name for name in files if Path(name).parent == Path(sums).parent and name != sums]
+            files[sums] = "".join(f"{sha256(files[n]).hexdigest()}  {Path(n).name}\n" for n in inside).encode()
         return files
 
     def read(self, folder: Path) -> None:
@@ -513,6 +513,13 @@ class ScoreNlvr2(Target):
         command(folder, "score", "nlvr2", *given, "--json", str(folder / "scores.json"))
 
 
+class Pickled:
+    """Ends the process when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sys.exit, (7,)
+
+
 def array(value: Any) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, value, allow_pickle=True)
@@ -523,11 +530,14 @@ class ScoreRetrieval(Target):
     inputs = 80
 
     def sound(self, draw: Random) -> Files:
-        scores = draw.choice((np.eye(4, 2, dtype=np.float32), np.eye(4, 2), np.array([[Runs]] * 4)))
+        scores = draw.choice((np.eye(4, 2, dtype=np.float32), np.eye(4, 2)))
         ids: list[Any] = draw.choice(([0, 1, 0, 1], ["a", "b", "a", "b"]))
         name = draw.choice((".json", ".npy", ".txt"))
         forms = {".json": as_json(ids), ".npy": array(np.array(ids)), ".txt": "\n".join(map(str, ids)).encode()}
         return {"s.npy": array(scores), f"ids{name}": forms[name]}
+
+    def made(self, draw: Random) -> Files:
+        return {"s.npy": array(np.array([[Pickled()] * 2] * 4)), "ids.npy": array(np.array([Pickled()] * 4))}
 
     def read(self, folder: Path) -> None:
         (ids,) = folder.glob("ids.*")
@@ -628,8 +638,13 @@ class Requests(Target):
             head = json.loads((folder / "head.json").read_bytes())
             headers = [(str(k).lower().encode(), str(v).encode()) for k, v in head["headers"].items()]
             method, path, query = (str(head[key]) for key in ("method", "path", "query"))
-            scope = {"type": "http", "method": method, "path": path, "query_string": query.encode()}
-        except (ValueError, TypeError, KeyError, AttributeError):
+            scope: dict[str, Any] = {
+                "type": "http",
+                "method": method.encode("ascii").decode(),
+                "path": path.encode().decode(),
+            }
+            scope["query_string"] = query.encode()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return  # no request at all: a web server lets none of these through
         body = (folder / "body").read_bytes()
         incoming = [{"type": "http.request", "body": body[:100], "more_body": True}]

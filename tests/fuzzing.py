@@ -159,6 +159,10 @@ class Target:
         """An input as it should be."""
         raise NotImplementedError
 
+    def made(self, draw: Random) -> Files | None:
+        """One that is hostile by design, which no change of a sound one would give; a quarter of the inputs."""
+        return None
+
     def finish(self, files: Files, draw: Random) -> Files:
         """What a spoiled input needs to get past the first check, such as checksums that fit again."""
         return files
@@ -170,6 +174,8 @@ class Target:
     def spoiled(self, number: int) -> Files:
         """The hostile input of that number, always the same."""
         draw = Random(number)
+        if number % 4 == 0 and (made := self.made(draw)) is not None:
+            return made
         files = self.sound(draw)
         for _ in range(draw.choice((1, 1, 2, 3, 6))):
             name = draw.choice(sorted(files))

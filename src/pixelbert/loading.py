@@ -177,8 +177,9 @@ def check_processor(checkpoint: str | Path, config: PixelBertConfig, processor: 
     tokens = max(len(processor.tokenizer), int(ids.max()) + 1)
     if tokens > config.vocab_size or processor.max_length > config.max_position_embeddings:
         raise PixelBertError(
-            f"{checkpoint}: its tokenizer has {tokens:,} tokens and reads {processor.max_length:,} of a sentence, where "
-            f"the network knows {config.vocab_size:,} and {config.max_position_embeddings:,}: they don't belong together"
+            f"{checkpoint}: its tokenizer has {tokens:,} tokens and reads {processor.max_length:,} of a sentence, "
+            f"where the network knows {config.vocab_size:,} and {config.max_position_embeddings:,}: they don't belong "
+            "together"
         )
 
 

@@ -49,7 +49,8 @@ class Corpus:
                         f"{folder}: {split} has an example of the image {error}, which is not in the data set: "
                         "prepare it again"
                     ) from None
-                images_of.append(np.array(rows, dtype=np.int64).reshape(len(rows), -1) + offset)
+                if rows:
+                    images_of.append(np.array(rows, dtype=np.int64) + offset)
                 self._splits.append((data, split))
                 self._texts.append(examples.data.column("text"))
                 self._ids.append(examples.data.column("example_id"))
@@ -61,7 +62,6 @@ class Corpus:
         if len({data.task for data in self.datasets}) > 1:
             kinds = ", ".join(f"{data.folder} {data.task}" for data in self.datasets)
             raise PixelBertError(f"data of different kinds can't be learned from together: {kinds}")
-        images_of = [rows for rows in images_of if len(rows)]
         self.images_of = np.concatenate(images_of) if images_of else np.zeros((0, 1), dtype=np.int64)
         self.sizes = np.concatenate(sizes)
         if not len(self):

@@ -71,7 +71,7 @@ EXAMPLE_SCHEMAS: dict[str, pa.Schema] = {
     for task, targets in TARGETS.items()
 }
 
-ROWS_AT_ONCE = 256  # few, since a small file can unpack to rows of megabytes
+ROWS_AT_ONCE = 64  # few, since a small file can unpack to rows of megabytes
 UNPACKED = 1000  # times its size on disk that a table may take; more is made to fill memory
 TABLE_FILE = re.compile(r"[A-Za-z0-9_]+-\d{5}\.parquet")
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
@@ -213,7 +213,7 @@ class PreparedDataset:
                 _check_columns(path, schema)
             checksums = [self.manifest["files"][path.name]["sha256"] for path in paths]
             return datasets.Dataset.from_file(str(_arrow_copy(name, paths, checksums, schema)))
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise PixelBertError(
                 f"{self.folder} cannot be opened ({error}). If it is damaged, prepare it again; if the cache "
                 f"{datasets.config.HF_DATASETS_CACHE} cannot be written, set HF_DATASETS_CACHE to a folder "

@@ -42,7 +42,13 @@ SCORED_AT_ONCE = 64
 SHORTLIST = 100
 EXACT_UP_TO = 100_000  # vectors; below, comparing with all of them is no slower than following the graph, and exact
 KEPT_AS = (torch.float32, torch.bfloat16, torch.float16)
-ODD_VALUES = (SafetensorError, ValueError, TypeError, KeyError, RuntimeError)  # what they raise where we read them
+ODD_VALUES: tuple[type[Exception], ...] = (
+    SafetensorError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+)  # what they raise where we read them
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS photos (
@@ -129,7 +135,7 @@ class SearchIndex:
         marks = ",".join("?" * len(photos))
         rows = self._rows(f"SELECT id, rows, columns, pixels FROM photos WHERE id IN ({marks})", photos)
         with readable(self.folder, *ODD_VALUES):
-            found = {photo: (grid, kept_pixels(*grid, pixels)) for photo, *grid, pixels in rows}
+            found = {photo: ([r, c], kept_pixels(r, c, pixels)) for photo, r, c, pixels in rows}
             return PixelFeatures.concatenate(
                 [PixelFeatures(found[p][1][None], torch.tensor([found[p][0]], dtype=torch.long)) for p in photos]
             )
@@ -169,9 +175,10 @@ class SearchIndex:
 @contextmanager
 def readable(folder: Path, *others: type[Exception]) -> Iterator[None]:
     """Tells of a database that is damaged; `others` are raised by values that are not what we wrote."""
+    told: tuple[type[Exception], ...] = (sqlite3.Error, *others)
     try:
         yield
-    except (sqlite3.Error, *others) as error:
+    except told as error:
         raise PixelBertError(
             f"{folder / DATABASE} is damaged ({error}): delete {folder} and make the index again"
         ) from error
@@ -311,7 +318,9 @@ def search(
             some = photos[start : start + SCORED_AT_ONCE]
             features, width = index.features(some), model.model.config.hidden_size
             if features.values.shape[-1] != width:
-                raise PixelBertError(f"{index.folder} has pixels of another width than the model's {width}: make it again")
+                raise PixelBertError(
+                    f"{index.folder} has pixels of another width than the model's {width}: make it again"
+                )
             scores += model.score_features(features, text).tolist()
             tracker.advance(len(some))
     best = sorted(range(len(photos)), key=lambda i: -scores[i])[:top]
