@@ -102,9 +102,9 @@ class TestWatching:
             def read(self, folder: Path) -> None:
                 act(folder)
 
-        monkeypatch.setattr(fuzzing, "SECONDS", 0.3)
+        monkeypatch.setattr(fuzzing, "SECONDS", 2)
         with pytest.raises(Fault, match=seen):
-            attempt(Bad(tmp_path), {"photo": b"x"}, tmp_path / "place")
+            attempt(Bad(tmp_path / "shared"), {"photo": b"x"}, tmp_path / "place")
 
     def test_spoils(self) -> None:
         for name, data in (("a.json", b'{"a": [1, "b"]}'), ("a.bin", bytes(99)), ("a.jsonl", b'{"a": 1}\n{"b": 2}')):
@@ -263,7 +263,7 @@ class TestCheckpoints:
 
 
 class TestRuns:
-    @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl"])
+    @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "scheduler.bin"])
     def test_a_state_whose_sums_fit(self, name: str, make: Make, tmp_path: Path) -> None:
         target = make("runs")
         assert isinstance(target, Runs)
@@ -308,11 +308,12 @@ class TestPredictions:
         files["answers.jsonl"] += line + b"\n"
         assert attempt(make("evaluations"), files, tmp_path / "place") == "read"
 
-    def test_names_in_brackets_are_shown_as_they_are(self, make: Make, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("odd", [b"[/b]", b"\\ud800"])
+    def test_names_that_a_terminal_cannot_show(self, odd: bytes, make: Make, tmp_path: Path) -> None:
+        """Brackets are markup to who draws the table, and half a character is none to a terminal."""
         files = make("score-vqa").sound(Random(0))
-        for odd in (b"[/b]", b"\\ud800"):
-            files["a.json"] = files["a.json"].replace(b'"answer_type": "other"', b'"answer_type": "%s"' % odd)
-            assert attempt(make("score-vqa"), files, tmp_path / "place") in ("read", "refused")
+        files["a.json"] = files["a.json"].replace(b'"answer_type": "other"', b'"answer_type": "%s"' % odd)
+        assert attempt(make("score-vqa"), files, tmp_path / "place") == "read"
 
 
 class TestIndexes:
@@ -328,11 +329,11 @@ class TestIndexes:
     @pytest.mark.parametrize(
         "change",
         [
-            "UPDATE photos SET name = '../../../etc/passwd'",
+            "UPDATE photos SET name = '../' || name",
             "UPDATE photos SET pixels = x'00'",
             "UPDATE photos SET pixels = NULL",
             "UPDATE photos SET rows = 999",
-            "UPDATE photos SET vector = x'0000'",
+            "UPDATE photos SET vector = x'0000'; DELETE FROM about WHERE name = 'vectors'",
             "UPDATE about SET value = x'00'",
             "DROP TABLE photos",
             "DROP TABLE photos; CREATE VIEW photos AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT 1 FROM n) "

@@ -73,8 +73,8 @@ def load_checkpoint(
     verbosity = logging.get_verbosity()
     logging.set_verbosity(CRITICAL)  # transformers' report of what doesn't fit: the error says it
     try:
+        shape = PixelBertConfig.from_pretrained(checkpoint)  # whose numbers others then read unseen
         processor = PixelBertProcessor.from_pretrained(checkpoint)
-        shape = PixelBertConfig.from_pretrained(checkpoint)
         if model_class is None:
             model_class = MODELS[(shape.architectures or [PixelBertForPreTraining.__name__])[0]]
         check_size(checkpoint, shape, model_class)

@@ -296,6 +296,6 @@ def show(title: str, figures: Mapping[str, float]) -> None:
     """A table on standard output."""
     table = Table("metric", "%")
     for name, value in figures.items():
-        table.add_row(name, f"{value:.2f}")
-    console = Console(highlight=False)
+        table.add_row(name.encode(errors="backslashreplace").decode(), f"{value:.2f}")
+    console = Console(highlight=False, markup=False)
     console.print(title, table, sep="\n", soft_wrap=True)

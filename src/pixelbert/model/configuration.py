@@ -43,7 +43,7 @@ class PixelBertConfig(PreTrainedConfig):
         "intermediate_size": (1, 1_000_000),
         "max_position_embeddings": (1, 1_000_000),
         "pad_token_id": (0, 10_000_000),
-        "num_labels": (0, 10_000_000),
+        "num_labels": (0, 1_000_000),
     }
     SHARES: ClassVar = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps")
 
