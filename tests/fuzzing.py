@@ -2,7 +2,7 @@
 
 An input is a few files. Whatever they hold, the reader gives a result or one `PixelBertError` that names the file, in
 bounded time and memory, and does nothing else: it writes nowhere outside, runs nothing, asks nobody on the network.
-The targets are in `fuzz_targets.py`; `test_fuzz.py` tries some inputs of each, `tools/fuzz.py` as many as you like.
+`fuzz_targets.py` lists the targets; `test_fuzz.py` tries some inputs of each, `tools/fuzz.py` as many as you like.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
+from unittest.mock import patch
 
+import datasets
 import yaml
 
 from pixelbert import PixelBertError, cli
@@ -235,6 +237,26 @@ def command(folder: Path, *arguments: str) -> None:
                 raise PixelBertError(complaint.getvalue()) from None
             if end.code:
                 raise Fault(f"exit status {end.code}: {complaint.getvalue()}") from None
+
+
+def files_of(folder: Path) -> Files:
+    """What lies in a folder, as an input."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def as_lines(rows: list[Any]) -> bytes:
+    return b"\n".join(map(as_json, rows))
+
+
+@contextmanager
+def own_cache(folder: Path) -> Iterator[None]:
+    """What Hugging Face's `datasets` keeps, in the input's own folder."""
+    with patch.object(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache")):
+        yield
 
 
 # --- Watching

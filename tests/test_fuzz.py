@@ -21,19 +21,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import fuzzing
-from fuzz_targets import (
-    TARGETS,
-    Checkpoints,
-    Evaluations,
-    Indexes,
-    Prepared,
-    Runs,
-    ScoreRetrieval,
-    as_json,
-    files_of,
-    parquet,
-)
-from fuzzing import Fault, Files, Target, attempt, spoil
+from fuzz_data import Prepared, parquet
+from fuzz_models import Checkpoints, Runs
+from fuzz_results import Evaluations, Indexes, ScoreRetrieval
+from fuzz_targets import TARGETS
+from fuzzing import Fault, Files, Target, as_json, attempt, files_of, spoil
 from pixelbert import PixelBertError
 
 Make = Callable[[str], Target]

@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fuzz_targets import TARGETS, files_of  # they lie beside the tests
-from fuzzing import SECONDS, Fault, attempt, write_files
+from fuzz_targets import TARGETS  # they lie beside the tests
+from fuzzing import SECONDS, Fault, attempt, files_of, write_files
 
 GRACE = 3 * SECONDS  # after which a process that does not even notice its alarm is killed
 LIMIT = 20  # findings of a target; then something is wrong everywhere
