@@ -145,6 +145,9 @@ class TestRecipes:
         assert str(tmp_path / "place" / "recipe.yaml") in message
         assert not (tmp_path / "ran").exists()
 
+    def test_null(self, make: Make, tmp_path: Path) -> None:
+        assert "log_every is null" in refused(make("recipes"), tmp_path / "place", recipe__yaml=b"log_every: null")
+
 
 class TestPrepared:
     def changed(self, make: Make, place: Path, change: Callable[[dict[str, Any], Files], object]) -> str:
