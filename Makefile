@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test venv weights docs chaos audit lint format clean
+.PHONY: demo test venv weights docs chaos fuzz audit lint format clean
 
 demo: venv  ## train on the shipped photos and on generated scenes, write runs/demo/report.html
 	.venv/bin/python -m pixelbert.demo --output runs/demo
@@ -41,6 +41,9 @@ docs: .venv/docs-ready  ## the docs site, in build/docs; a warning fails
 
 chaos: venv  ## kill training runs, for real, and see that nothing is lost: half an hour on one busy core
 	.venv/bin/python tools/chaos.py --output runs/chaos --json runs/chaos/chaos.json
+
+fuzz: venv  ## hostile input to whatever reads files or requests, a minute each of 19: images, recipes, checkpoints, ...
+	.venv/bin/python tools/fuzz.py --minutes 1 --output runs/fuzz
 
 # In an environment of its own, so that what it needs never meets what the project needs. Without --strict, packages that
 # the service does not know are passed over and the end is "No known vulnerabilities found".

@@ -1,9 +1,7 @@
 """Small real files for the data tests: photos made with Pillow, and raw data sets around them."""
 
-import copy
 import io
 import json
-import random
 import struct
 import zlib
 from pathlib import Path
@@ -65,39 +63,6 @@ def write_json(path: Path, data: Any) -> Path:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def mutate(value: Any, draw: random.Random) -> Any:
-    """One random node of some JSON, replaced, removed or doubled."""
-    odd = [
-        None,
-        True,
-        -1,
-        0,
-        1e308,
-        10**40,
-        "",
-        "\ud800",
-        "../x",
-        "a" * 9999,
-        [],
-        {},
-        [[1]],
-        {"raw": 1},
-        "0.jpg",
-        1,
-    ]
-    if isinstance(value, dict | list) and value and draw.random() < 0.85:
-        key = draw.choice(list(value)) if isinstance(value, dict) else draw.randrange(len(value))
-        action = draw.random()
-        if action < 0.1:
-            del value[key]
-        elif action < 0.2 and isinstance(value, list):
-            value.append(copy.deepcopy(value[key]))
-        else:
-            value[key] = mutate(value[key], draw)
-        return value
-    return draw.choice(odd)
 
 
 def vqa_answers(*answers: str) -> list[dict[str, Any]]:

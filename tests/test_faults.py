@@ -288,7 +288,7 @@ def test_a_process_that_loads_data_dies(tmp_path: Path, whole: Path) -> None:
     for child in children:
         os.kill(int(child), signal.SIGKILL)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 2
+    assert process.returncode == 2, said
     assert "a process that loads data has died" in said
     assert "Traceback" not in said
     train(output)

@@ -1,7 +1,6 @@
 """Opening photos: odd kinds come out right, broken ones as an ImageError, Pillow's state is untouched."""
 
 import os
-import random
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from data_builders import encoded, photo, png_header
@@ -235,44 +232,3 @@ def test_no_warning_leaks_and_global_state_stays() -> None:
         warnings.showwarning,
     )
     assert after == before
-
-
-def only_image_errors(data: bytes) -> None:
-    """Opens bytes that may be anything: an image within the limits comes out, or an ImageError."""
-    try:
-        image = open_image(data)
-    except ImageError:
-        return
-    assert image.mode == "RGB"
-    assert min(image.size) >= MIN_SIDE
-    assert image_size(data) == image.size
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.binary(max_size=300))
-def test_fuzz_random_bytes(data: bytes) -> None:
-    only_image_errors(data)
-
-
-SEEDS = [encoded(photo(), kind) for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000", "PPM", "AVIF")]
-SEEDS += [
-    encoded(Image.fromarray(np.full((20, 20), 999, np.uint16)), "PNG"),
-    encoded(photo().quantize(8), "PNG"),
-]
-
-
-@settings(max_examples=400, deadline=None, derandomize=True)
-@given(st.sampled_from(SEEDS), st.integers(0, 2**32), st.integers(1, 12))
-def test_fuzz_mutated_files(data: bytes, seed: int, changes: int) -> None:
-    draw = random.Random(seed)
-    mutated = bytearray(data)
-    for _ in range(changes):
-        place = draw.randrange(min(len(mutated), 200) if draw.random() < 0.7 else len(mutated))
-        action = draw.random()
-        if action < 0.7:
-            mutated[place] = draw.choice((0, 1, 127, 255, draw.randrange(256)))
-        elif action < 0.85:
-            del mutated[place : place + draw.randrange(1, 9)]
-        else:
-            mutated[place:place] = draw.randbytes(draw.randrange(1, 9))
-    only_image_errors(bytes(mutated))

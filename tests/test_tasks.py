@@ -244,12 +244,12 @@ class TestScoring:
 class TestPredictionsOnDisk:
     def test_a_log_goes_on_after_a_line_that_was_cut(self, tmp_path: Path) -> None:
         file = tmp_path / "answers.jsonl"
-        with PredictionLog(file) as log:
+        with PredictionLog(file, str) as log:
             log.add("a", "yes")
             log.add("b", "no")
         with file.open("a") as stream:
             stream.write('{"id": "c", "pred')
-        with PredictionLog(file) as log:
+        with PredictionLog(file, str) as log:
             assert log.done == {"a": "yes", "b": "no"}
             log.add("c", "2")
         assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["a", "b", "c"]

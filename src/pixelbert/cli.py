@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from transformers.utils import logging as transformers_logging
 
 from pixelbert.errors import PixelBertError, StoppedError
+from pixelbert.files import read_yaml
 from pixelbert.predict.commands import INFERENCE, positionals_last
 
 OVERVIEW = """usage: pixelbert COMMAND ... (pixelbert COMMAND --help tells all of each)
@@ -75,13 +74,26 @@ def task_kind(arguments: Sequence[str], known: Sequence[str]) -> str:
         if name == "--task.kind":
             kind = value
         elif name == "--config" and Path(value).is_file():
-            with suppress(yaml.YAMLError, UnicodeDecodeError):  # the parser tells it better
-                recipe = yaml.safe_load(Path(value).read_text())
-                section = recipe.get("task") if isinstance(recipe, dict) else None
-                kind = section.get("kind", kind) if isinstance(section, dict) else kind
+            kind = read_recipe(Path(value)).get("task", {}).get("kind", kind)
     if kind not in known:
         raise PixelBertError(f"task.kind is {kind!r}; expected one of {', '.join(known)}")
     return str(kind)
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """A recipe's YAML before the parser sees it, which would import whatever a `class_path` names.
+
+    Raises:
+        PixelBertError: it is no YAML, or its sections are none.
+    """
+    recipe = read_yaml(file)
+    for name in ("task", "model", "data", "optimizer"):
+        if not isinstance(recipe.get(name, {}), dict):
+            raise PixelBertError(f"{file}: {name!r} is a section, expected names and values below it")
+    for key in (key for section in (recipe, *recipe.values()) if isinstance(section, dict) for key in section):
+        if not isinstance(key, str) or "." in key or key in ("class_path", "config"):
+            raise PixelBertError(f"{file}: {key!r} is no field of a recipe; --print_config shows them all")
+    return recipe
 
 
 def train_command(recipe: Namespace) -> None:

@@ -7,7 +7,6 @@ retrieval over all pairs. Every evaluation but pre-training's can be stopped and
 from __future__ import annotations
 
 import hashlib
-import json as json_module
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,17 +21,16 @@ from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import build_feature_cache
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
-from pixelbert.data.sources.streaming import iter_json_array
-from pixelbert.data.sources.vqa2 import QUESTIONS
 from pixelbert.data.store import SKIPPED
 from pixelbert.device import Precision, best_device, best_precision
 from pixelbert.errors import PixelBertError
-from pixelbert.files import write_json
+from pixelbert.files import read_json_lines, write_json
 from pixelbert.loading import load_checkpoint, trained_on
 from pixelbert.metrics.nlvr2 import nlvr2_scores
 from pixelbert.metrics.retrieval import fold_recall, query_recall
 from pixelbert.model.inference import for_inference
 from pixelbert.progress import console
+from pixelbert.score import by_question
 from pixelbert.tasks import predictions
 from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
 from pixelbert.tasks.question_answering import answer_questions, measure_answers
@@ -223,16 +221,19 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def predict(run: Evaluation, name: str, examples: Sequence[int], predicted: Any, **options: Any) -> dict[int, Any]:
+def predict(
+    run: Evaluation, name: str, examples: Sequence[int], predicted: Any, kind: type, **options: Any
+) -> dict[int, Any]:
     """Predictions of all these examples: those on disk from an earlier start, and the others, noted as they come.
 
     Args:
         name: of the file.
+        kind: what a prediction is.
         predicted: `answer_questions` or `judge_statements`.
         options: for it.
     """
     ids = {run.corpus.example_id(e): e for e in examples}
-    with predictions.PredictionLog(run.folder / f"{name}.jsonl") as log:
+    with predictions.PredictionLog(run.folder / f"{name}.jsonl", kind) as log:
         left = [e for example_id, e in ids.items() if example_id not in log.done]
         found: Iterable[tuple[int, Any]] = predicted(
             run.model, run.processor, run.photos, left, precision=run.precision, description=name, **options
@@ -244,7 +245,7 @@ def predict(run: Evaluation, name: str, examples: Sequence[int], predicted: Any,
 
 def evaluate_answers(run: Evaluation, chosen: Sequence[int], seed: int, questions: Path | None) -> dict[str, Any]:
     """Accuracy beside photos shuffled and blank, and the file for VQA's evaluation server."""
-    answer = partial(predict, run, examples=chosen, predicted=answer_questions)
+    answer = partial(predict, run, examples=chosen, predicted=answer_questions, kind=str)
     answers = answer("answers")
     labelled = all(run.corpus.target(e, "answers") for e in chosen)
     result: dict[str, Any] = {"examples": len(chosen)}
@@ -273,12 +274,11 @@ def check_complete(run: Evaluation, answers: dict[str, str], questions: Path | N
     """
     data = run.corpus.datasets[0]
     if questions is not None:
-        asked = [str(item["question_id"]) for item in iter_json_array(questions, QUESTIONS, "questions")]
+        asked = [str(number) for number, _ in by_question(questions, "questions")]
         known = {example_id.rpartition(":")[2] for example_id in answers}
         missing, where = [number for number in asked if number not in known], str(questions)
     else:
-        lines = (data.folder / SKIPPED).read_text().splitlines() if (data.folder / SKIPPED).exists() else []
-        missing = [str(entry.get("id") or entry["where"]) for entry in map(json_module.loads, lines)]
+        missing = [str(entry.get("id") or entry.get("where")) for entry in read_json_lines(data.folder / SKIPPED)]
         missing += ["..."] if len(answers) < len(run.corpus) else []
         where = f"{data.folder / SKIPPED}, which lists what was left out when the data set was prepared"
     if missing:
@@ -291,7 +291,7 @@ def check_complete(run: Evaluation, answers: dict[str, str], questions: Path | N
 
 def evaluate_statements(run: Evaluation, chosen: Sequence[int], seed: int) -> dict[str, Any]:
     """Accuracy and consistency beside photos shuffled, and the file for NLVR2's script."""
-    judge = partial(predict, run, examples=chosen, predicted=judge_statements)
+    judge = partial(predict, run, examples=chosen, predicted=judge_statements, kind=bool)
     identifier = {e: run.corpus.example_id(e).rpartition(":")[2] for e in chosen}
     judged = {identifier[e]: true for e, true in judge("statements").items()}
     labels = {identifier[e]: run.corpus.target(e, "label") for e in chosen}

@@ -8,6 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
+
 from pixelbert.errors import PixelBertError
 
 
@@ -103,6 +106,75 @@ def read_json(path: Path) -> Any:
         raise PixelBertError(json_error(path, error, len(text))) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in thousands
         raise PixelBertError(f"{path} is not the JSON of a data set ({error}): download it again") from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file that we wrote; none if it is not there.
+
+    Raises:
+        PixelBertError: as `read_text`, or a line is not an object; names it.
+    """
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines() if path.exists() and path.stat().st_size else [], 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise PixelBertError(f"{path}, line {number}: expected a JSON object: copy the file again, or remove it")
+        rows.append(row)
+    return rows
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them stand for gigabytes, or for something that contains itself."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"*{event.anchor} is an alias, which is not read here: write out what it stands for",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds names and values, which run nothing.
+
+    Raises:
+        PixelBertError: as `read_text`, or not such YAML; names line and column where they are known.
+    """
+    try:
+        value = yaml.load(read_text(path), _PlainLoader)
+    except PixelBertError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise PixelBertError(f"{path}{place}: {error.problem}. Put it right there") from None
+    except Exception as error:  # PyYAML lets through whatever an odd number or date raises
+        raise PixelBertError(f"{path} is not the YAML of a recipe ({error}): see the recipes that come along") from None
+    if not isinstance(value, dict):
+        raise PixelBertError(f"{path} holds no names and values: see the recipes that come along")
+    return value
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A .npy file, mapped from disk for reading: what its header declares costs nothing until the file really has it.
+
+    Raises:
+        PixelBertError: missing, or not a whole array of plain values. Pickled objects are not read.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise PixelBertError(f"{path} does not exist: check the path") from None
+    except Exception as error:  # numpy lets through whatever its parsers raise
+        raise PixelBertError(f"{path} is not a whole .npy array ({error}). Save it again with numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        raise PixelBertError(f"{path} holds several arrays (.npz): save the one with numpy.save")
+    return array
 
 
 def json_error(path: Path, error: json.JSONDecodeError, length: int) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
+import math
 from functools import partial
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file, logging
@@ -73,10 +74,11 @@ def load_checkpoint(
     verbosity = logging.get_verbosity()
     logging.set_verbosity(CRITICAL)  # transformers' report of what doesn't fit: the error says it
     try:
+        shape = PixelBertConfig.from_pretrained(checkpoint)  # whose numbers others then read unseen
         processor = PixelBertProcessor.from_pretrained(checkpoint)
         if model_class is None:
-            names = PixelBertConfig.from_pretrained(checkpoint).architectures or [PixelBertForPreTraining.__name__]
-            model_class = MODELS[names[0]]
+            model_class = MODELS[(shape.architectures or [PixelBertForPreTraining.__name__])[0]]
+        check_size(checkpoint, shape, model_class)
         loaded: Any = model_class.from_pretrained(  # type: ignore[attr-defined]
             checkpoint, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **config
         )
@@ -102,6 +104,7 @@ def load_checkpoint(
         raise PixelBertError(
             f"{checkpoint} lacks {', '.join(needed[:3])}{more}: it is no trained {model_class.__name__}"
         )
+    check_processor(checkpoint, model.config, processor)
     return Loaded(model.to(device), processor, missing)
 
 
@@ -134,8 +137,9 @@ def check_folder(folder: Path) -> None:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != PixelBertConfig.model_type:
         raise PixelBertError(f"{folder / CONFIG_NAME} is of a {kind!r}, not of a {PixelBertConfig.model_type!r}")
-    for name in config.get("architectures") or ():
-        if name not in MODELS:
+    names = config.get("architectures") or []
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(name, str) or name not in MODELS:
             raise PixelBertError(f"{folder / CONFIG_NAME} names {name!r}; this version knows {', '.join(MODELS)}")
     for file, opened in ((weights, partial(safe_open, framework="pt")), (folder / TOKENIZER, Tokenizer.from_file)):
         try:
@@ -144,10 +148,61 @@ def check_folder(folder: Path) -> None:
             raise PixelBertError(f"{file} is damaged ({error}): copy or download it again") from error
 
 
+def check_size(checkpoint: str | Path, config: PixelBertConfig, model_class: type) -> None:
+    """Look whether a network is as large as its weights, before memory is spent on it.
+
+    Raises:
+        ValueError: it is far larger.
+    """
+    weights = cached_file(str(checkpoint), SAFE_WEIGHTS_NAME)
+    with safe_open(weights, framework="pt") as file:
+        stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    with torch.device("meta"):  # shapes alone
+        described = sum(p.numel() for p in model_class(config).parameters())
+    if described > 2 * stored + 10_000_000:  # a new head has no weights yet
+        raise ValueError(
+            f"{CONFIG_NAME} describes a network of {described:,} weights, and {SAFE_WEIGHTS_NAME} has {stored:,}"
+        )
+
+
+def check_processor(checkpoint: str | Path, config: PixelBertConfig, processor: PixelBertProcessor) -> None:
+    """Look whether the network knows what the processor gives it.
+
+    Raises:
+        PixelBertError: it does not.
+    """
+    try:
+        ids = processor(text=["a photo of a dog"])["input_ids"]
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise PixelBertError(f"{checkpoint}: its tokenizer reads no sentence ({error}): copy it again") from error
+    tokens = max(len(processor.tokenizer), int(ids.max()) + 1)
+    if tokens > config.vocab_size or processor.max_length > config.max_position_embeddings:
+        raise PixelBertError(
+            f"{checkpoint}: its tokenizer has {tokens:,} tokens and reads {processor.max_length:,} of a sentence, "
+            f"where the network knows {config.vocab_size:,} and {config.max_position_embeddings:,}: they don't belong "
+            "together"
+        )
+
+
 def trained_on(checkpoint: str | Path) -> list[dict[str, Any]]:
     """The splits that a checkpoint has learned from, pre-training included: data set, split and checksums."""
     file = cached_file(folder_or_hub_name(checkpoint), TRAINED_ON, _raise_exceptions_for_missing_entries=False)
-    return json.loads(Path(file).read_text()) if file else []
+    if not file:
+        return []
+    rows = read_json(Path(file))
+    if not isinstance(rows, list) or not all(map(is_provenance, rows)):
+        raise PixelBertError(
+            f"{file}: expected a list of data sets with 'data', 'split' and 'sha256': copy it again. It says what the "
+            "model has seen, so that no split of it is measured unmarked"
+        )
+    return rows
+
+
+def is_provenance(row: Any) -> bool:
+    """Whether this is a row as `Corpus.provenance` makes it."""
+    if not isinstance(row, dict) or not isinstance(row.get("sha256"), list):
+        return False
+    return all(isinstance(text, str) for text in (row.get("data"), row.get("split"), *row["sha256"]))
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 T = TypeVar("T")
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)  # names of files may have brackets
 SECONDS_BETWEEN_LINES = 15.0
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pixelbert.errors import PixelBertError
-from pixelbert.files import read_json, read_text, write_json
+from pixelbert.files import read_array, read_json, read_text, write_json
 from pixelbert.metrics.nlvr2 import nlvr2_scores, sentence_group
 from pixelbert.metrics.retrieval import fold_recall, recall_at_k
 from pixelbert.metrics.vqa import ANNOTATORS, vqa_scores
@@ -259,30 +259,17 @@ def listed(items: Collection[Any], most: int = 5) -> str:
 
 def read_matrix(file: Path) -> np.ndarray:
     """A matrix of numbers, mapped from disk."""
-    matrix = load_array(file, mmap=True)
+    matrix = read_array(file)
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
         raise PixelBertError(f"{file}: expected a matrix of numbers, found shape {matrix.shape} of {matrix.dtype}")
     return matrix
-
-
-def load_array(file: Path, mmap: bool = False) -> np.ndarray:
-    """A .npy file."""
-    try:
-        array = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except FileNotFoundError:
-        raise PixelBertError(f"{file} does not exist: check the path") from None
-    except (ValueError, EOFError) as error:
-        raise PixelBertError(f"{file} is not a whole .npy array ({error}). Save it again with numpy.save") from error
-    if not isinstance(array, np.ndarray):
-        raise PixelBertError(f"{file} holds several arrays (.npz): save the one with numpy.save")
-    return array
 
 
 def read_ids(file: Path) -> list[str]:
     """The ids in a file, as text, so that 7 in one file is "7" in another."""
     suffix = file.suffix.lower()
     if suffix == ".npy":
-        array = load_array(file)
+        array = read_array(file)
         if array.ndim != 1 or array.dtype.kind not in "iuU":
             raise PixelBertError(f"{file}: expected a list of ids, found shape {array.shape} of {array.dtype}")
         ids = array.tolist()
@@ -309,6 +296,6 @@ def show(title: str, figures: Mapping[str, float]) -> None:
     """A table on standard output."""
     table = Table("metric", "%")
     for name, value in figures.items():
-        table.add_row(name, f"{value:.2f}")
-    console = Console(highlight=False)
+        table.add_row(name.encode(errors="backslashreplace").decode(), f"{value:.2f}")
+    console = Console(highlight=False, markup=False)
     console.print(title, table, sep="\n", soft_wrap=True)

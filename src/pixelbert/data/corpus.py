@@ -42,8 +42,15 @@ class Corpus:
             offset = self._image_starts[-1]
             for split in splits:
                 examples = data.examples(split)
-                rows = [[data.image_row[i] for i in ids] for ids in examples["image_ids"]]
-                images_of.append(np.array(rows, dtype=np.int64).reshape(len(rows), -1) + offset)
+                try:
+                    rows = [[data.image_row[i] for i in ids] for ids in examples["image_ids"]]
+                except KeyError as error:
+                    raise PixelBertError(
+                        f"{folder}: {split} has an example of the image {error}, which is not in the data set: "
+                        "prepare it again"
+                    ) from None
+                if rows:
+                    images_of.append(np.array(rows, dtype=np.int64) + offset)
                 self._splits.append((data, split))
                 self._texts.append(examples.data.column("text"))
                 self._ids.append(examples.data.column("example_id"))
@@ -55,7 +62,6 @@ class Corpus:
         if len({data.task for data in self.datasets}) > 1:
             kinds = ", ".join(f"{data.folder} {data.task}" for data in self.datasets)
             raise PixelBertError(f"data of different kinds can't be learned from together: {kinds}")
-        images_of = [rows for rows in images_of if len(rows)]
         self.images_of = np.concatenate(images_of) if images_of else np.zeros((0, 1), dtype=np.int64)
         self.sizes = np.concatenate(sizes)
         if not len(self):

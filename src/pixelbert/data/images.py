@@ -22,7 +22,7 @@ from pixelbert.errors import PixelBertError
 ImageSource = Path | str | bytes | Image.Image
 
 MIN_SIDE = 16  # pixels; anything smaller is a tracking pixel or a failed download, not a photo
-MAX_PIXELS = 100_000_000  # about 300 MB once decoded
+MAX_PIXELS = 100_000_000  # 400 MB once decoded; up to 1.5 GB on the way there, where transparency is laid on white
 MAX_ASPECT = 20  # long side over short side; beyond it a resize leaves nothing to see
 
 # Named so that Pillow never tries formats that start other programs (EPS runs Ghostscript).

@@ -32,6 +32,7 @@ from pixelbert.data.images import open_image
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.pixels import REDUCTION
 
+LONGEST = 10_000  # pixels of a side: the photo alone then takes more than a gigabyte
 ImageInput = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 
@@ -56,11 +57,15 @@ class PixelBertImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not REDUCTION <= shortest_edge <= longest_edge:
+        sides = (shortest_edge, longest_edge)
+        if not all(type(side) is int for side in sides) or not REDUCTION <= shortest_edge <= longest_edge <= LONGEST:
             raise ValueError(
                 f"shortest_edge {shortest_edge} and longest_edge {longest_edge}: expected {REDUCTION} <= shortest "
-                "<= longest"
+                f"<= longest <= {LONGEST:,}"
             )
+        for name, value in (("image_mean", image_mean), ("image_std", image_std)):
+            if not isinstance(value, Sequence) or [type(v) for v in value] != [float] * 3:
+                raise ValueError(f"{name} is {value!r}; expected three numbers, of red, green and blue")
         self.shortest_edge = shortest_edge
         self.longest_edge = longest_edge
         self.image_mean = list(image_mean)
@@ -134,6 +139,8 @@ class PixelBertProcessor(ProcessorMixin):
     ) -> None:
         if tokenizer is None:
             raise ValueError("PixelBertProcessor needs a tokenizer")
+        if type(max_length) is not int or max_length < 3:
+            raise ValueError(f"max_length is {max_length!r}; expected 3 tokens or more: [CLS], a word and [SEP]")
         self.image_processor = image_processor or PixelBertImageProcessor()
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -173,7 +180,8 @@ class PixelBertProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **kwargs: Any) -> PixelBertProcessor:  # type: ignore[override]
-        """Read what `save_pretrained` wrote, from a folder or a hub."""
+        """Read what `save_pretrained` wrote, from a folder or a hub. Code that comes with it is not run."""
+        kwargs["trust_remote_code"] = False  # not None, with which transformers asks on the terminal
         image_processor = PixelBertImageProcessor.from_pretrained(source, **kwargs)
         max_length = image_processor.__dict__.pop("max_length", 64)
         return cls(image_processor, AutoTokenizer.from_pretrained(source, **kwargs), max_length)

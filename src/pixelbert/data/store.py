@@ -27,11 +27,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
 from pixelbert.data.images import ImageError, open_image
 from pixelbert.errors import PixelBertError
+from pixelbert.files import file_sha256
 
 VERSION = 1
 MANIFEST = "dataset.json"
@@ -69,6 +71,9 @@ EXAMPLE_SCHEMAS: dict[str, pa.Schema] = {
     for task, targets in TARGETS.items()
 }
 
+ROWS_AT_ONCE = 64  # few, since a small file can unpack to rows of megabytes
+UNPACKED = 1000  # times its size on disk that a table may take; more is made to fill memory
+TABLE_FILE = re.compile(r"[A-Za-z0-9_]+-\d{5}\.parquet")
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,63}")
 
 
@@ -207,8 +212,8 @@ class PreparedDataset:
             for path in paths:
                 _check_columns(path, schema)
             checksums = [self.manifest["files"][path.name]["sha256"] for path in paths]
-            return datasets.Dataset.from_file(str(_arrow_copy(name, paths, checksums)))
-        except (OSError, pa.ArrowException) as error:
+            return datasets.Dataset.from_file(str(_arrow_copy(name, paths, checksums, schema)))
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise PixelBertError(
                 f"{self.folder} cannot be opened ({error}). If it is damaged, prepare it again; if the cache "
                 f"{datasets.config.HF_DATASETS_CACHE} cannot be written, set HF_DATASETS_CACHE to a folder "
@@ -228,8 +233,11 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
     for key, kind in (("name", str), ("counts", dict), ("files", dict)):
         if not isinstance(manifest.get(key), kind):
             raise PixelBertError(f"{folder / MANIFEST} lacks {key!r}, or it is of another type: {again}")
+    splits = manifest["counts"].get("splits")
+    if not isinstance(splits, dict) or not all(map(is_split_name, splits)):  # which become names of files
+        raise PixelBertError(f"{folder / MANIFEST} lacks its splits, or one has a name that is none: {again}")
     manifest.setdefault("task", CAPTIONS)
-    if manifest["task"] not in EXAMPLE_SCHEMAS:
+    if not isinstance(manifest["task"], str) or manifest["task"] not in EXAMPLE_SCHEMAS:
         raise PixelBertError(
             f"{folder} is for the task {manifest['task']!r}, and this pixelbert knows {', '.join(EXAMPLE_SCHEMAS)}: "
             f"update pixelbert, or {again} with this one"
@@ -240,11 +248,13 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
             raise PixelBertError(f"{folder / MANIFEST} lacks 'answers', the list that a model chooses from: {again}")
     for file, facts in manifest["files"].items():
         path = folder / file
+        if not TABLE_FILE.fullmatch(file) or not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
+            raise PixelBertError(f"{folder / MANIFEST} lists {file!r}, which is no table with its checksum: {again}")
         if not path.is_file():
             raise PixelBertError(f"{path} is missing: copy the whole folder again, or {again}")
-        if path.stat().st_size != facts["bytes"]:
+        if path.stat().st_size != facts.get("bytes"):
             raise PixelBertError(
-                f"{path} has {path.stat().st_size} bytes where {MANIFEST} says {facts['bytes']}: "
+                f"{path} has {path.stat().st_size} bytes where {MANIFEST} says {facts.get('bytes')}: "
                 f"copy the whole folder again, or {again}"
             )
 
@@ -262,8 +272,31 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
             )
 
 
-def _arrow_copy(name: str, paths: list[Path], checksums: list[str]) -> Path:
-    """The Arrow form of parquet files in the cache, made if need be. Safe with many processes at once."""
+def _check_rows(path: Path, rows: pa.RecordBatch, schema: pa.Schema) -> None:
+    """Looks whether some rows hold what `prepare` writes: a table may come from anywhere."""
+    rows.validate(full=True)
+    problem = next((f"a row without {f.name!r}" for f in schema if not f.nullable and rows[f.name].null_count), None)
+    if "image_ids" in schema.names:
+        for field in schema:
+            if pa.types.is_list(field.type) and rows[field.name].flatten().null_count:
+                problem = problem or f"nothing where one of {field.name!r} should be"
+        odd = set(pc.list_value_length(rows["image_ids"]).to_pylist()) - {2 if "label" in schema.names else 1}
+        if odd:
+            problem = problem or f"an example of {odd.pop()} images"
+    elif rows.num_rows:
+        if pc.any(pc.and_(pc.is_null(rows["path"]), pc.is_null(rows["bytes"]))).as_py():
+            problem = problem or "an image without 'path' and 'bytes'"
+        if pc.min(rows["width"]).as_py() < 1 or pc.min(rows["height"]).as_py() < 1:
+            problem = problem or "an image without width or height"
+    if problem:
+        raise PixelBertError(f"{path} has {problem}: prepare the data set again")
+
+
+def _arrow_copy(name: str, paths: list[Path], checksums: list[str], schema: pa.Schema) -> Path:
+    """The Arrow form of parquet files in the cache, made if need be. Safe with many processes at once.
+
+    What is made is checked first, once: later nobody looks at each row.
+    """
     key = hashlib.sha256()
     for path, checksum in zip(paths, checksums, strict=True):
         # The time as well, for a file that somebody changed without a new dataset.json.
@@ -274,11 +307,18 @@ def _arrow_copy(name: str, paths: list[Path], checksums: list[str]) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         partial = arrow.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
-            schema = pq.read_schema(paths[0]).remove_metadata()
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-                for path in paths:
-                    for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
-                        stream.write_batch(batch.cast(schema))
+            written = pq.read_schema(paths[0]).remove_metadata()
+            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, written) as stream:
+                for path, checksum in zip(paths, checksums, strict=True):
+                    if file_sha256(path) != checksum:
+                        raise PixelBertError(f"{path} is not as it was written: copy the whole folder again")
+                    most = UNPACKED * path.stat().st_size + (64 << 20)
+                    for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_ONCE):
+                        most -= batch.nbytes
+                        if most < 0:
+                            raise PixelBertError(f"{path} unpacks to more than {UNPACKED} times its size: leave it out")
+                        _check_rows(path, batch, schema)
+                        stream.write_batch(batch.cast(written))
             partial.replace(arrow)
         finally:
             partial.unlink(missing_ok=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from pixelbert.model.resnet import BACKBONES
 
@@ -31,6 +32,20 @@ class PixelBertConfig(PreTrainedConfig):
     """
 
     model_type = "pixelbert"
+    # Far beyond any network, so that a number that nobody meant fails at once, and not when memory is full.
+    LIMITS: ClassVar[dict[str, tuple[int, int]]] = {
+        "pixel_positions": (0, 10_000),
+        "tower_size": (0, 100_000),
+        "vocab_size": (1, 10_000_000),
+        "hidden_size": (1, 100_000),
+        "num_hidden_layers": (0, 1_000),
+        "num_attention_heads": (1, 1_000),
+        "intermediate_size": (1, 1_000_000),
+        "max_position_embeddings": (1, 1_000_000),
+        "pad_token_id": (0, 10_000_000),
+        "num_labels": (0, 1_000_000),
+    }
+    SHARES: ClassVar = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps")
 
     def __init__(
         self,
@@ -54,6 +69,15 @@ class PixelBertConfig(PreTrainedConfig):
         pad_token_id: int = 0,
         **kwargs: Any,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name != "kwargs"} | kwargs
+        for name, (least, most) in self.LIMITS.items():
+            if name in given and not (type(given[name]) is int and least <= given[name] <= most):
+                raise ValueError(f"{name} is {given[name]!r}; expected {least:,} to {most:,}")
+        for name in self.SHARES:
+            if type(given[name]) not in (int, float) or not 0 <= given[name] <= 1:
+                raise ValueError(f"{name} is {given[name]!r}; expected a number between 0 and 1")
+        if hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act {hidden_act!r} is unknown; there are {', '.join(ACT2FN)}")
         if backbone not in BACKBONES:
             raise ValueError(f"backbone {backbone!r} is unknown; there are {', '.join(BACKBONES)}")
         if batch_norm not in ("frozen", "train"):

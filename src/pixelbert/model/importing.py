@@ -128,7 +128,7 @@ def _bert_name(name: str, prefix: str) -> str | None:
 def _bert_config(source: str | Path) -> PreTrainedConfig:
     advice = "give a folder with config.json and model.safetensors (or pytorch_model.bin), or a name on the hub"
     try:
-        config = AutoConfig.from_pretrained(folder_or_hub_name(source))
+        config = AutoConfig.from_pretrained(folder_or_hub_name(source), trust_remote_code=False)
     except Exception as error:  # broken files fail in any way at all
         raise PixelBertError(f"{source}: no BERT could be read there ({first_line(error)}); {advice}") from error
     if config.model_type != "bert":

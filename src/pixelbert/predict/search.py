@@ -11,19 +11,22 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from usearch.index import Index
 
 from pixelbert.data.images import ImageError, open_image
+from pixelbert.data.sources.common import unsafe_path
 from pixelbert.errors import PixelBertError
+from pixelbert.files import file_sha256
 from pixelbert.loading import checkpoint_fingerprint
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.progress import Tracker
@@ -38,6 +41,14 @@ IMAGES_AT_ONCE = 8  # encoded, then kept: what a killed run has to do again
 SCORED_AT_ONCE = 64
 SHORTLIST = 100
 EXACT_UP_TO = 100_000  # vectors; below, comparing with all of them is no slower than following the graph, and exact
+KEPT_AS = (torch.float32, torch.bfloat16, torch.float16)
+ODD_VALUES: tuple[type[Exception], ...] = (
+    SafetensorError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+)  # what they raise where we read them
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS photos (
@@ -71,10 +82,11 @@ class SearchIndex:
 
     def __init__(self, folder: Path, database: sqlite3.Connection) -> None:
         self.folder, self._database = folder, database
-        about = dict(database.execute("SELECT name, value FROM about"))
+        about = described(database, folder)
         self.photos, self.checkpoint, self.fingerprint = (
             about.get(name, "") for name in ("photos", "checkpoint", "fingerprint")
         )
+        self._sum = about.get("vectors", "")
         self._vectors: Index | None = None
 
     @classmethod
@@ -89,16 +101,17 @@ class SearchIndex:
             raise PixelBertError(f"{folder} is no index: make one with `pixelbert index PHOTOS --out {folder}`")
         # One connection for whichever thread searches, one at a time.
         database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-        try:
-            version = dict(database.execute("SELECT name, value FROM about")).get("version")
-            if version != VERSION:
-                raise PixelBertError(f"{folder} is an index of version {version}, not {VERSION}: make it again")
-            return cls(Path(folder), database)
-        except sqlite3.DatabaseError as error:
-            raise PixelBertError(f"{file} is damaged ({error}): delete {folder} and make the index again") from error
+        version = described(database, Path(folder)).get("version")
+        if version != VERSION:
+            raise PixelBertError(f"{folder} is an index of version {version}, not {VERSION}: make it again")
+        return cls(Path(folder), database)
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+        with readable(self.folder):
+            return self._database.execute(query, values).fetchall()
 
     def __len__(self) -> int:
-        return int(self._database.execute("SELECT count(*) FROM photos WHERE problem IS NULL").fetchone()[0])
+        return int(self._rows("SELECT count(*) FROM photos WHERE problem IS NULL")[0][0])
 
     def path(self, photo: int) -> Path:
         """Where the photo of this number is.
@@ -106,24 +119,26 @@ class SearchIndex:
         Raises:
             PixelBertError: there is no such photo.
         """
-        row = self._database.execute("SELECT name FROM photos WHERE id = ? AND problem IS NULL", (photo,)).fetchone()
-        if row is None:
+        rows = self._rows("SELECT name FROM photos WHERE id = ? AND problem IS NULL", (photo,))
+        if not rows:
             raise PixelBertError(f"{self.folder} has no photo {photo}")
-        return Path(self.photos) / row[0]
+        if problem := unsafe_path(rows[0][0]):  # photos are shown, so none is taken from elsewhere
+            raise PixelBertError(f"{self.folder / DATABASE}: {problem}: delete {self.folder} and make the index again")
+        return Path(self.photos) / rows[0][0]
 
     def ids(self) -> list[int]:
         """The numbers of all photos, in the order of their names."""
-        rows = self._database.execute("SELECT id FROM photos WHERE problem IS NULL ORDER BY name")
-        return [row[0] for row in rows]
+        return [row[0] for row in self._rows("SELECT id FROM photos WHERE problem IS NULL ORDER BY name")]
 
     def features(self, photos: Sequence[int]) -> PixelFeatures:
         """The pixel embeddings of these photos (I, K, D)."""
         marks = ",".join("?" * len(photos))
-        rows = self._database.execute(f"SELECT id, rows, columns, pixels FROM photos WHERE id IN ({marks})", photos)
-        found = {photo: (grid, safetensors.torch.load(pixels)["pixels"]) for photo, *grid, pixels in rows}
-        return PixelFeatures.concatenate(
-            [PixelFeatures(found[p][1][None], torch.tensor([found[p][0]], dtype=torch.long)) for p in photos]
-        )
+        rows = self._rows(f"SELECT id, rows, columns, pixels FROM photos WHERE id IN ({marks})", photos)
+        with readable(self.folder, *ODD_VALUES):
+            found = {photo: ([r, c], kept_pixels(r, c, pixels)) for photo, r, c, pixels in rows}
+            return PixelFeatures.concatenate(
+                [PixelFeatures(found[p][1][None], torch.tensor([found[p][0]], dtype=torch.long)) for p in photos]
+            )
 
     def nearest(self, vector: np.ndarray, count: int) -> list[int]:
         """The photos whose vectors are nearest to this one (E,), nearest first: the first stage of a search."""
@@ -137,23 +152,60 @@ class SearchIndex:
         file = self.folder / VECTORS
         far = 4 * SHORTLIST  # how many vectors of the graph are looked at; near ones are missed with less
         index = None
-        with suppress(ValueError, RuntimeError):  # not there, or damaged: it is made again
+        if file.is_file() and file_sha256(file) == self._sum:  # usearch trusts what it reads: damage would kill us
             index = Index.restore(file, expansion_search=far)
         if index is None or index.ndim != width:
             index = Index(ndim=width, metric="ip", dtype="f32", expansion_search=far)
         known = {int(key) for key in index.keys}
-        current = {row[0] for row in self._database.execute("SELECT id FROM photos WHERE vector IS NOT NULL")}
+        current = {row[0] for row in self._rows("SELECT id FROM photos WHERE vector IS NOT NULL")}
         gone, new = sorted(known - current), sorted(current - known)
         if gone:
             index.remove(np.array(gone))
         for start in range(0, len(new), 1000):
             some = new[start : start + 1000]
-            rows = self._database.execute(
-                f"SELECT id, vector FROM photos WHERE id IN ({','.join('?' * len(some))})", some
-            )
-            ids, vectors = zip(*rows, strict=True)
-            index.add(np.array(ids), np.stack([np.frombuffer(v, np.float32) for v in vectors]))
+            rows = self._rows(f"SELECT id, vector FROM photos WHERE id IN ({','.join('?' * len(some))})", some)
+            with readable(self.folder, *ODD_VALUES):
+                vectors = np.stack([np.frombuffer(vector, np.float32) for _, vector in rows])
+                if vectors.shape[1] != width:
+                    raise ValueError(f"vectors of {vectors.shape[1]} numbers, where the model has {width}")
+            index.add(np.array([photo for photo, _ in rows]), vectors)
         return index
+
+
+@contextmanager
+def readable(folder: Path, *others: type[Exception]) -> Iterator[None]:
+    """Tells of a database that is damaged; `others` are raised by values that are not what we wrote."""
+    told: tuple[type[Exception], ...] = (sqlite3.Error, *others)
+    try:
+        yield
+    except told as error:
+        raise PixelBertError(
+            f"{folder / DATABASE} is damaged ({error}): delete {folder} and make the index again"
+        ) from error
+
+
+def described(database: sqlite3.Connection, folder: Path) -> dict[str, str]:
+    """What an index says of itself.
+
+    Raises:
+        PixelBertError: it is damaged, or none of ours.
+    """
+    with readable(folder, ValueError):
+        kinds = database.execute("SELECT type FROM sqlite_master WHERE name IN ('about', 'photos')").fetchall()
+        if kinds != [("table",)] * 2:  # a view could compute for ever
+            raise ValueError("it lacks our tables")
+        about = dict(database.execute("SELECT name, value FROM about"))
+        if not all(isinstance(text, str) for text in (*about, *about.values())):
+            raise ValueError("it says what is no text")
+    return about
+
+
+def kept_pixels(rows: int, columns: int, pixels: bytes) -> torch.Tensor:
+    """The pixel embeddings (K, D) of a grid, from their bytes."""
+    found = safetensors.torch.load(pixels)["pixels"]
+    if found.ndim != 2 or found.dtype not in KEPT_AS or min(rows, columns) < 1 or rows * columns != len(found):
+        raise ValueError(f"pixels of shape {tuple(found.shape)} for {rows} x {columns}")
+    return found
 
 
 def index_photos(model: PixelBert, photos: str | Path, out: str | Path) -> Indexed:
@@ -177,7 +229,7 @@ def index_photos(model: PixelBert, photos: str | Path, out: str | Path) -> Index
     if folder.exists() and any(folder.iterdir()) and not (folder / DATABASE).is_file():
         raise PixelBertError(f"{folder} holds something that is no index: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    with sqlite3.connect(folder / DATABASE) as database:
+    with readable(folder), sqlite3.connect(folder / DATABASE) as database:
         fingerprint = checkpoint_fingerprint(model.source)
         before = claim(database, folder, fingerprint)
         about = {"version": VERSION, "photos": str(root), "checkpoint": model.source, "fingerprint": fingerprint}
@@ -202,6 +254,7 @@ def index_photos(model: PixelBert, photos: str | Path, out: str | Path) -> Index
         if model.model.pixelbert.towers is not None:
             aside = folder / (VECTORS + ".partial")
             index._up_to_date_vectors(model.model.config.tower_size).save(aside)
+            database.execute("INSERT OR REPLACE INTO about VALUES ('vectors', ?)", (file_sha256(aside),))
             aside.replace(folder / VECTORS)
     database.close()
     added = len(new) - sum(name in skipped for name in new)
@@ -221,12 +274,9 @@ def photo_files(root: Path, index: Path) -> Iterator[tuple[str, tuple[int, int]]
 
 def claim(database: sqlite3.Connection, folder: Path, fingerprint: str) -> dict[str, tuple[int, int]]:
     """The photos of an index and what they were, if it is this checkpoint's."""
-    try:
-        database.executescript(SCHEMA)
-        about = dict(database.execute("SELECT name, value FROM about"))
-        rows = database.execute("SELECT name, size, changed FROM photos").fetchall()
-    except sqlite3.DatabaseError as error:
-        raise PixelBertError(f"{folder / DATABASE} is damaged ({error}): delete {folder} and begin again") from error
+    database.executescript(SCHEMA)
+    about = described(database, folder)
+    rows = database.execute("SELECT name, size, changed FROM photos").fetchall()
     if about and (about.get("version"), about.get("fingerprint")) != (VERSION, fingerprint):
         raise PixelBertError(
             f"{folder} was made with another checkpoint, {about.get('checkpoint')}: choose another --out, or delete it"
@@ -266,7 +316,12 @@ def search(
     with Tracker("scoring photos", len(photos)) as tracker:
         for start in range(0, len(photos), SCORED_AT_ONCE):
             some = photos[start : start + SCORED_AT_ONCE]
-            scores += model.score_features(index.features(some), text).tolist()
+            features, width = index.features(some), model.model.config.hidden_size
+            if features.values.shape[-1] != width:
+                raise PixelBertError(
+                    f"{index.folder} has pixels of another width than the model's {width}: make it again"
+                )
+            scores += model.score_features(features, text).tolist()
             tracker.advance(len(some))
     best = sorted(range(len(photos)), key=lambda i: -scores[i])[:top]
     return [Found(str(index.path(photos[i])), scores[i]) for i in best]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pixelbert.errors import PixelBertError
-from pixelbert.files import write_atomically
+from pixelbert.files import read_array, read_json, write_atomically
 
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -27,7 +27,9 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
     """
     file = folder / "evaluation.json"
     if file.exists():
-        there = json.loads(file.read_text())
+        there = read_json(file)
+        if not isinstance(there, dict):
+            raise PixelBertError(f"{file} is not an evaluation's: choose another --output, or remove {folder}")
         different = [key for key in identity if there.get(key) != identity[key]]
         if different:
             shown = "\n".join(f"  {key}: there {there.get(key)!r}, here {identity[key]!r}" for key in different)
@@ -44,11 +46,14 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
 class PredictionLog:
     """Predictions by example id, on disk as they come. Used as a context manager.
 
+    Args:
+        kind: what a prediction is: str or bool.
+
     Attributes:
         done: what is there, from earlier runs too.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, kind: type) -> None:
         self.file = file
         self.done: dict[str, Any] = {}
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
@@ -56,9 +61,12 @@ class PredictionLog:
         for line in lines:
             try:
                 row = json.loads(line)
-            except ValueError:
-                break  # a kill cut the last line short
-            self.done[row["id"]] = row["prediction"]
+                example_id, prediction = row["id"], row["prediction"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                break  # a kill cut the last line short, or it is not ours: predicted again from there
+            if not isinstance(example_id, str) or not isinstance(prediction, kind):
+                break
+            self.done[example_id] = prediction
             whole += len(line)
         self._stream = file.open("ab")
         self._stream.truncate(whole)
@@ -80,10 +88,13 @@ class PredictionLog:
 def open_scores(file: Path, captions: int, images: int) -> np.memmap:
     """(captions, images) scores on disk, NaN where still to be done."""
     if file.exists():
-        scores = np.load(file, mmap_mode="r+")
-        if scores.shape != (captions, images):
-            raise PixelBertError(f"{file} has scores of shape {scores.shape}, not {(captions, images)}; remove it")
-        return scores
+        found = read_array(file)  # for reading first: a file that is too short for its header would be made longer
+        if found.shape != (captions, images) or found.dtype != np.float32:
+            raise PixelBertError(
+                f"{file} has {found.dtype} scores of shape {found.shape}, not float32 of {(captions, images)}; "
+                "remove it"
+            )
+        return np.load(file, mmap_mode="r+")
     aside = file.with_name(file.name + ".partial")
     scores = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(captions, images))
     scores[:] = np.nan

@@ -28,10 +28,10 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from pixelbert.errors import PixelBertError
-from pixelbert.files import file_sha256, publish, write_atomically
+from pixelbert.files import file_sha256, publish, read_yaml, write_atomically
 from pixelbert.model.load_report import first_line
 from pixelbert.progress import console
-from pixelbert.train.processes import peer_died
+from pixelbert.train.processes import tells_of_death
 
 # Where the recipe may differ when a run goes on: how it is run and reported, not what it computes.
 FREE_TO_CHANGE = (
@@ -96,7 +96,7 @@ def claim(output: Path, recipe: dict[str, Any]) -> None:
     file = output / "recipe.yaml"
     mine = {k: v for k, v in flatten(recipe).items() if k != "output" and k not in FREE_TO_CHANGE}
     if file.exists():
-        theirs = flatten(yaml.safe_load(file.read_text()))
+        theirs = flatten(read_yaml(file))
         different = [k for k in mine if theirs.get(k) != mine[k]]
         if different and not (output / "metrics.jsonl").exists() and not checkpoints(output):
             # It stopped before its first step, over a mistake in the recipe, say: there is nothing to lose.
@@ -146,12 +146,27 @@ def damage(folder: Path) -> str | None:
         for sha, name in (line.split("  ", 1) for line in lines):
             if file_sha256(folder / name) != sha:
                 return f"{name} is not as it was written"
-        Progress(**json.loads((folder / "progress.json").read_text()))
+        read_progress(folder)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         return f"it cannot be read: {error}"
     return None
+
+
+def read_progress(folder: Path) -> Progress:
+    """What a checkpoint says of its run.
+
+    Raises:
+        OSError, ValueError, TypeError, RecursionError: it cannot be read, or says something else.
+    """
+    progress = Progress(**json.loads((folder / "progress.json").read_text()))
+    steps, sums = (progress.step, progress.skipped, progress.counted), (progress.window, progress.highest)
+    if not all(type(number) is int and 0 <= number < 2**63 for number in steps):
+        raise TypeError(f"progress.json has {steps} for numbers of steps")
+    if not all(isinstance(of, dict) and all(type(value) in (int, float) for value in of.values()) for of in sums):
+        raise TypeError("progress.json has a loss that is no number")
+    return progress
 
 
 def newest_intact(output: Path) -> Path | None:
@@ -251,7 +266,7 @@ class Saver:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError at a full disk
-            if isinstance(error, RuntimeError) and peer_died(error):
+            if tells_of_death(error):
                 raise
             shutil.rmtree(aside, ignore_errors=True)
             before = checkpoints(self.output)
@@ -268,8 +283,14 @@ def restore(accelerator: Accelerator, output: Path) -> Progress:
     broadcast_object_list(chosen)
     progress = Progress()
     if chosen[0] is not None:
-        accelerator.load_state(str(chosen[0]))
-        progress = Progress(**json.loads((chosen[0] / "progress.json").read_text()))
+        try:
+            accelerator.load_state(str(chosen[0]))
+        except Exception as error:  # torch, safetensors and accelerate each raise their own
+            raise PixelBertError(
+                f"{chosen[0]} is whole and cannot be read ({error}): it is of another network, or was not written by "
+                "this run. Remove it to go on from the one before it"
+            ) from error
+        progress = read_progress(chosen[0])
     if accelerator.is_main_process:
         for name in ("metrics.jsonl", "validation.jsonl"):
             cut_log(output / name, progress.step)
@@ -287,8 +308,7 @@ def is_best(output: Path, name: str, row: dict[str, float]) -> bool:
     """
     if name not in row:
         raise PixelBertError(f"keep_best is {name!r}; the validation split is measured by {', '.join(row)}")
-    log = output / "validation.jsonl"
-    before = [json.loads(line)[name] for line in log.read_text().splitlines()] if log.exists() else []
+    before = [value for row in logged(output / "validation.jsonl") if isinstance(value := row.get(name), int | float)]
     sign = -1 if name.endswith("_loss") else 1
     return not before or sign * row[name] > max(sign * value for value in before)
 
@@ -297,14 +317,21 @@ def cut_log(file: Path, step: int) -> None:
     """Drop the lines of later steps (they will be written again), and a last line that a kill cut short."""
     if not file.exists():
         return
-    kept = []
-    for line in file.read_text().splitlines():
+    write_atomically(file, "".join(json.dumps(row) + "\n" for row in logged(file) if row["step"] <= step))
+
+
+def logged(file: Path) -> list[dict[str, Any]]:
+    """The rows of a log, up to a line that a kill cut short, or that is none of ours."""
+    rows: list[dict[str, Any]] = []
+    for line in file.read_bytes().splitlines() if file.exists() else []:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                break
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
-    write_atomically(file, "".join(kept))
+        rows.append(row)
+    return rows
 
 
 def append_line(file: Path, row: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ from pixelbert.tasks.steps import StepBatch, StepData, batch_keys
 from pixelbert.train import checkpoint
 from pixelbert.train.curves import plot_curves
 from pixelbert.train.optim import build_optimizers, build_scheduler
-from pixelbert.train.processes import deaths_told, doubtful_restarts, loader_died
+from pixelbert.train.processes import death, deaths_told, doubtful_restarts
 from pixelbert.train.recipe import Recipe
 from pixelbert.train.setup import build_model, build_processor
 from pixelbert.train.signals import StopRequest
@@ -248,7 +248,7 @@ def next_batch(batches: Iterator[StepBatch | PixelBertError]) -> StepBatch:
     try:
         loaded = next(batches)
     except (ConnectionError, EOFError) as error:  # it died while it sent a batch
-        raise loader_died(error) from error
+        raise death(error) from error
     if isinstance(loaded, PixelBertError):
         raise loaded
     return loaded

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import torch
 from pixelbert.errors import PixelBertError
 from pixelbert.model.load_report import first_line
 
+LOADER = "DataLoader worker"  # what torch calls a process that loads data
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
@@ -21,34 +23,32 @@ def deaths_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise loader_died(error) from error
-        if peer_died(error):
-            raise PixelBertError(
-                f"another process of this run has died or cannot be reached ({first_line(error)}). Give the same "
-                "command again to go on"
-            ) from error
+        if tells_of_death(error):
+            raise death(error) from error
         raise
 
 
-def loader_died(error: Exception) -> PixelBertError:
-    """What to tell of a process that loads data; and have torch not tell it again when it takes its loader down."""
-    before = sys.unraisablehook
+def tells_of_death(error: BaseException) -> bool:
+    """Whether this is torch's word of a loading process's death, or NCCL's or gloo's of finding nobody at the other end."""
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    return isinstance(error, torch.distributed.DistError) or "gloo" in said.lower() or LOADER in said
 
-    def told(unraisable: sys.UnraisableHookArgs) -> None:
-        if "DataLoader worker" not in str(unraisable.exc_value):
-            before(unraisable)
 
-    sys.unraisablehook = told
+def death(error: Exception) -> PixelBertError:
+    """What to tell of it: the end of a training process, or else of one that loads data."""
+    if tells_of_death(error) and LOADER not in str(error):
+        return PixelBertError(
+            f"another process of this run has died or cannot be reached ({first_line(error)}). Give the same command "
+            "again to go on"
+        )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch raises once more, in the midst of telling it
     return PixelBertError(
         f"a process that loads data has died ({first_line(error)}). Give the same command again to go on; "
         "if memory is short, with a lower data.workers"
     )
-
-
-def peer_died(error: RuntimeError) -> bool:
-    """Whether this is what NCCL or gloo raises when it finds nobody at the other end."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 
 def doubtful_restarts() -> str | None:

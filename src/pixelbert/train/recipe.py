@@ -184,6 +184,9 @@ class Recipe:
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is None and name not in ("precision", "keep_best"):  # the parser takes null for any field
+                raise PixelBertError(f"{name} is null: leave it out for its default")
         n = self.task.counts_per_example
         if self.batch_size < n or self.batch_size % n:
             raise PixelBertError(

@@ -32,7 +32,7 @@ def build_tokenizer(recipe: ModelRecipe, corpus: Corpus, folder: Path) -> PreTra
             aside.rename(folder)
         source = str(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder_or_hub_name(source))
+        return AutoTokenizer.from_pretrained(folder_or_hub_name(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise PixelBertError(
             f"{source}: no tokenizer can be read there ({error}); model.tokenizer takes a folder or a hub name of a "

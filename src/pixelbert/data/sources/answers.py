@@ -14,8 +14,11 @@ from pixelbert.errors import PixelBertError
 from pixelbert.metrics.vqa import normalise_answer
 
 
-def common_answers(answers: Iterable[str], min_count: int) -> list[str]:
+def common_answers(answers: Iterable[str], min_count: int, where: object = "the answers") -> list[str]:
     """The normalised answers that stand there at least `min_count` times: most frequent first, ties by alphabet.
+
+    Args:
+        where: they come from, for the error.
 
     Raises:
         PixelBertError: there are none.
@@ -27,7 +30,7 @@ def common_answers(answers: Iterable[str], min_count: int) -> list[str]:
     if not kept:
         found = f"the most frequent one has {max(counts.values())}" if counts else "there is none at all"
         raise PixelBertError(
-            f"no answer is that of {min_count} questions or more ({found}): lower --min-count, or name the "
+            f"{where}: no answer is that of {min_count} questions or more ({found}): lower --min-count, or name the "
             "answers with --answers"
         )
     return sorted(kept, key=lambda answer: (-counts[answer], answer))

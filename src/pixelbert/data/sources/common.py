@@ -140,10 +140,11 @@ def short(value: object, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def check_name(name: str) -> str:
-    """The name of a data set, if it can begin an id."""
+def check_name(name: str, file: Path | None = None) -> str:
+    """The name of a data set, if it can begin an id. A file may have said it."""
     if not NAME.fullmatch(name):
-        raise PixelBertError(f"{short(name)} cannot name a data set: use letters, digits, - and _")
+        said = f"{file}: " if file else ""
+        raise PixelBertError(f"{said}{short(name)} cannot name a data set: use letters, digits, - and _ (--name)")
     return name
 
 

@@ -50,7 +50,7 @@ class Karpathy:
         path = Path(self.json)
         data = read_json(path)
         require(data, path, dict, {"images": list} | ({} if self.name else {"dataset": str}), FORMAT)
-        name = check_name(self.name or data["dataset"])
+        name = check_name(self.name or data["dataset"], path)
         said = data.get("dataset", self.expected)
         if self.expected and said != self.expected:
             raise PixelBertError(

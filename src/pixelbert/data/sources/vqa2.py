@@ -121,7 +121,9 @@ class Vqa2:
             answers = read_answers(self.answers)
         else:
             given = (note for notes in annotations.values() for note in notes.of.values())
-            answers = common_answers((n.common for n in given if isinstance(n, _Annotation)), self.min_count)
+            answers = common_answers(
+                (n.common for n in given if isinstance(n, _Annotation)), self.min_count, self.questions[0]
+            )
         records = self._records(questions, annotations)
         total = sum(len(file.of) for file in questions)
         return Reading("vqa2", records, total, task=QUESTION_ANSWERING, answers=answers)

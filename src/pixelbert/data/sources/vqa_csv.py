@@ -60,7 +60,7 @@ class VqaCsv:
         if self.answers is not None:
             answers = read_answers(self.answers)
         else:
-            answers = common_answers(self._collected(records), self.min_count)
+            answers = common_answers(self._collected(records), self.min_count, self._tables()[0][1])
         return Reading(name, iter([*skips, *records]), task=QUESTION_ANSWERING, answers=answers)
 
     def _tables(self) -> list[tuple[str | None, Path]]:
