@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from pixelbert.data.sampler import ExampleOrder
 from pixelbert.errors import PixelBertError
 from pixelbert.metrics.retrieval import recall_at_k
 from pixelbert.model.configuration import PixelBertConfig
-from pixelbert.model.fine_tuning import PixelBertForQuestionAnswering
+from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval, PixelBertForQuestionAnswering
 from pixelbert.tasks.predictions import PredictionLog, claim, open_scores
 from pixelbert.tasks.question_answering import QuestionAnswering, QuestionData
 from pixelbert.tasks.reasoning import Reasoning, StatementData
@@ -318,6 +321,48 @@ def test_question_answering(questions: Path, tmp_path: Path, capsys: pytest.Capt
         run_evaluation(final, questions, "train", tmp_path / "train")
     assert "was trained on vqa:train" in capsys.readouterr().err
     assert run_evaluation(final, questions, "train", tmp_path / "train", "--allow_trained", "true")["trained_on"]
+
+
+def test_two_processes_share_an_evaluation(questions: Path, captions: Path, tmp_path: Path) -> None:
+    """Each example is measured by one of them, and all is as one process has it."""
+    shape = {k: v for k, v in SHAPE.items() if k != "vocab_size"}
+    commands: dict[str, list[str]] = {}
+    for prepared, kind in ((questions, PixelBertForQuestionAnswering), (captions, PixelBertForImageAndTextRetrieval)):
+        corpus, processor = opened(prepared, "train")
+        labels = {"id2label": dict(enumerate(corpus.answers))} if kind is PixelBertForQuestionAnswering else {}
+        torch.manual_seed(0)
+        checkpoint = tmp_path / kind.__name__
+        kind(PixelBertConfig(vocab_size=len(processor.tokenizer), **shape, **labels)).save_pretrained(checkpoint)
+        processor.save_pretrained(checkpoint)
+        commands[kind.__name__] = ["evaluate", str(checkpoint), "--data", str(prepared), "--split", "test"]
+    script = tmp_path / "both.py"
+    together = [[*command, "--output", str(tmp_path / "two" / name)] for name, command in commands.items()]
+    script.write_text(f"from pixelbert import cli\nfor command in {together!r}:\n    cli.main(command)\n")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("metrics and predictions are in") == 2  # by the first process alone
+    for name, command in commands.items():
+        cli.main([*command, "--output", str(tmp_path / "one" / name)])
+        found, alone = (json.loads((tmp_path / n / name / "metrics.json").read_text()) for n in ("two", "one"))
+        assert found == alone
+
+    folder = tmp_path / "two" / "PixelBertForQuestionAnswering"
+    parts = [[json.loads(line)["id"] for line in file.read_text().splitlines()] for file in (
+        folder / "answers.jsonl", folder / "answers-1.jsonl"
+    )]  # fmt: skip
+    assert list(map(len, parts)) == [20, 20]
+    assert len(set(parts[0] + parts[1])) == 40
+    scores = [np.load(tmp_path / n / "PixelBertForImageAndTextRetrieval" / "scores.npy") for n in ("one", "two")]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+    # One process goes on with what two have left.
+    whole = (folder / "answers-1.jsonl").read_text()
+    (folder / "answers-1.jsonl").write_text("".join(whole.splitlines(keepends=True)[:7]))
+    (folder / "metrics.json").unlink()
+    cli.main([*commands["PixelBertForQuestionAnswering"], "--output", str(folder)])
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 33
+    assert (folder / "metrics.json").read_text() == (tmp_path / "one" / folder.name / "metrics.json").read_text()
 
 
 def test_a_model_of_other_answers_keeps_those_it_knows(questions: Path, tmp_path: Path) -> None:

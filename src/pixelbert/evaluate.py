@@ -1,7 +1,8 @@
 """`pixelbert evaluate`: measure a checkpoint on a prepared split and write its predictions.
 
 What is measured follows the checkpoint's head: masked words, matching and zero-shot retrieval; answers; statements;
-retrieval over all pairs. Every evaluation but pre-training's can be stopped and goes on where it was.
+retrieval over all pairs. Every evaluation but pre-training's can be stopped and goes on where it was, and is shared by
+the processes that `accelerate launch -m pixelbert evaluate ...` starts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pixelbert.data.feature_cache import build_feature_cache
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.store import SKIPPED
-from pixelbert.device import Precision, best_device, best_precision
+from pixelbert.device import Precision, Share, best_device, best_precision, launched_share
 from pixelbert.errors import PixelBertError
 from pixelbert.files import read_json_lines, write_json
 from pixelbert.loading import load_checkpoint, trained_on
@@ -54,6 +55,7 @@ class Evaluation:
     folder: Path
     precision: Precision
     controls: bool
+    share: Share
 
     @property
     def corpus(self) -> Corpus:
@@ -64,6 +66,16 @@ class Evaluation:
     def has_towers(self) -> bool:
         """Whether the model can short-list."""
         return self.model.pixelbert.towers is not None
+
+    def score(self, name: str, captions: list[int], images: list[int], wanted: np.ndarray | None = None) -> np.memmap:
+        """(captions, images) joint scores of all pairs or those wanted, in a file of the folder."""
+        with self.share.first_alone():
+            scores = predictions.open_scores(self.folder / f"{name}.npy", len(captions), len(images))
+        score_all_pairs(
+            self.model, self.processor, self.photos, captions, images, scores,
+            wanted=wanted, precision=self.precision, share=self.share, show=self.share.first,
+        )  # fmt: skip
+        return scores
 
 
 def evaluate(
@@ -122,12 +134,14 @@ def evaluate(
         device: cuda, mps or cpu; the best there is if null.
 
     Returns:
-        The metrics.
+        The metrics. (None of a pre-trained checkpoint's on other processes than the first, which measures it alone.)
 
     Raises:
         PixelBertError: the checkpoint or the data can't be read or don't fit, or the split was trained on.
     """
     device = best_device(device)
+    share = launched_share(device)
+    console.quiet = not share.first
     precision = precision or best_precision(device)
     corpus = Corpus([f"{data}:{split}"])
     learned = was_trained_on(checkpoint, corpus)
@@ -149,11 +163,17 @@ def evaluate(
         options |= {"shortlist": shortlist}
     if kind != "pretraining":  # which keeps no predictions
         facts = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance()}
-        predictions.claim(folder, facts | options)
+        with share.first_alone():
+            predictions.claim(folder, facts | options)
+    elif not share.first:  # a few thousand captions at most are measured, by one process
+        return {}
     images = processor.image_processor
-    cache = build_feature_cache(model.pixelbert, corpus, images, feature_cache) if feature_cache else None
+    cache = None
+    if feature_cache:
+        with (share if kind != "pretraining" else Share()).first_alone():
+            cache = build_feature_cache(model.pixelbert, corpus, images, feature_cache)
     model = for_inference(model, precision)
-    run = Evaluation(model, processor, Photos(corpus, images, cache), folder, precision, controls)
+    run = Evaluation(model, processor, Photos(corpus, images, cache), folder, precision, controls, share)
     chosen = range(len(corpus))[:examples]
     if kind == "pretraining":
         result: dict[str, Any] = evaluate_pretraining(
@@ -186,6 +206,8 @@ def evaluate(
         "task": kind,
         "trained_on": bool(learned),
     } | result
+    if not share.first:
+        return result
     print_table(result)
     for file in (folder / "metrics.json", json):
         if file is not None:
@@ -233,14 +255,25 @@ def predict(
         options: for it.
     """
     ids = {run.corpus.example_id(e): e for e in examples}
-    with predictions.PredictionLog(run.folder / f"{name}.jsonl", kind) as log:
-        left = [e for example_id, e in ids.items() if example_id not in log.done]
+
+    def done() -> dict[str, Any]:
+        files = sorted(run.folder.glob(f"{name}.jsonl")) + sorted(run.folder.glob(f"{name}-*.jsonl"))
+        return {key: value for file in files for key, value in predictions.read_predictions(file, kind)[0].items()}
+
+    known = done()
+    run.share.wait()
+    left = run.share.of([e for example_id, e in ids.items() if example_id not in known])
+    part = "" if run.share.first else f"-{run.share.rank}"
+    with predictions.PredictionLog(run.folder / f"{name}{part}.jsonl", kind) as log:
         found: Iterable[tuple[int, Any]] = predicted(
-            run.model, run.processor, run.photos, left, precision=run.precision, description=name, **options
-        )
+            run.model, run.processor, run.photos, left, precision=run.precision, description=name,
+            show=run.share.first, **options,
+        )  # fmt: skip
         for example, prediction in found:
             log.add(run.corpus.example_id(example), prediction)
-        return {e: log.done[example_id] for example_id, e in ids.items()}
+    run.share.wait()
+    known = done()
+    return {e: known[example_id] for example_id, e in ids.items()}
 
 
 def evaluate_answers(run: Evaluation, chosen: Sequence[int], seed: int, questions: Path | None) -> dict[str, Any]:
@@ -259,7 +292,8 @@ def evaluate_answers(run: Evaluation, chosen: Sequence[int], seed: int, question
     by_id = {run.corpus.example_id(e): found for e, found in answers.items()}
     if questions is not None or not labelled:
         check_complete(run, by_id, questions)
-    predictions.write_vqa_results(run.folder / "vqa_results.json", by_id)
+    if run.share.first:
+        predictions.write_vqa_results(run.folder / "vqa_results.json", by_id)
     return result
 
 
@@ -302,7 +336,8 @@ def evaluate_statements(run: Evaluation, chosen: Sequence[int], seed: int) -> di
             images_of = shuffled_images(run.corpus.images_of, chosen, seed)
             shuffled = judge("statements_shuffled", images_of=images_of)
             result["accuracy_shuffled"] = float(np.mean([shuffled[e] == labels[identifier[e]] for e in chosen]))
-    predictions.write_nlvr2_predictions(run.folder / "nlvr2.csv", judged)
+    if run.share.first:
+        predictions.write_nlvr2_predictions(run.folder / "nlvr2.csv", judged)
     return result
 
 
@@ -326,8 +361,7 @@ def estimate_retrieval(
         ("text_to_image", some_captions, shown),
         ("image_to_text", captions, some_images),
     ):
-        scores = predictions.open_scores(run.folder / f"scores_{way}.npy", len(rows), len(columns))
-        score_all_pairs(run.model, run.processor, run.photos, rows, columns, scores, precision=run.precision)
+        scores = run.score(f"scores_{way}", rows, columns)
         right = run.corpus.image_of[rows][:, None] == np.array(columns)
         found = query_recall(scores, right) if way == "text_to_image" else query_recall(scores.T, right.T)
         number = len(rows) if way == "text_to_image" else len(columns)
@@ -349,11 +383,7 @@ def evaluate_shortlist(run: Evaluation, images: int | None, captions_per_image: 
     captions, shown = gallery(run.corpus, images, captions_per_image)
     first = tower_scores(run.model, run.processor, run.photos, captions, shown, precision=run.precision)
     of_texts, of_images = shortlisted(first, size), shortlisted(first.T, size).T
-    scores = predictions.open_scores(run.folder / "scores_shortlist.npy", len(captions), len(shown))
-    wanted = of_texts | of_images
-    score_all_pairs(
-        run.model, run.processor, run.photos, captions, shown, scores, wanted=wanted, precision=run.precision
-    )
+    scores = run.score("scores_shortlist", captions, shown, of_texts | of_images)
     result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions), "shortlist": size}
     for way, chosen in (("text_to_image", of_texts), ("image_to_text", of_images)):
         found = all_pairs_recall(run.corpus, captions, shown, two_stage(scores, first, chosen))
@@ -365,8 +395,7 @@ def evaluate_shortlist(run: Evaluation, images: int | None, captions_per_image: 
 def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: int, folds: int) -> dict[str, Any]:
     """Recall both ways over all pairs, scores.npy and a run file for each way."""
     captions, shown = gallery(run.corpus, images, captions_per_image)
-    scores = predictions.open_scores(run.folder / "scores.npy", len(captions), len(shown))
-    score_all_pairs(run.model, run.processor, run.photos, captions, shown, scores, precision=run.precision)
+    scores = run.score("scores", captions, shown)
     result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions)}
     result |= all_pairs_recall(run.corpus, captions, shown, scores)
     if run.has_towers:
@@ -380,8 +409,9 @@ def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: 
         owner = np.array([column[int(run.corpus.image_of[e])] for e in captions])
         result |= {f"{name}_{folds}_folds": value for name, value in fold_recall(scores.T, owner, folds).items()}
     caption_ids, image_ids = [run.corpus.example_id(e) for e in captions], [run.corpus.image_id(i) for i in shown]
-    predictions.write_run(run.folder / "text_to_image.run", scores, caption_ids, image_ids)
-    predictions.write_run(run.folder / "image_to_text.run", scores.T, image_ids, caption_ids)
+    if run.share.first:
+        predictions.write_run(run.folder / "text_to_image.run", scores, caption_ids, image_ids)
+        predictions.write_run(run.folder / "image_to_text.run", scores.T, image_ids, caption_ids)
     return result
 
 

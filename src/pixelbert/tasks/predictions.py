@@ -1,7 +1,7 @@
 """Predictions on disk while they are being made: an evaluation that is stopped goes on where it was.
 
 DIR/evaluation.json     what is being evaluated; another evaluation on the same folder is refused
-DIR/NAME.jsonl          one prediction a line
+DIR/NAME.jsonl          one prediction a line; those of further processes in NAME-1.jsonl, ...
 DIR/scores.npy          retrieval: (captions, images) float32, NaN where still to be done
 """
 
@@ -43,6 +43,29 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
     write_atomically(file, json.dumps(identity, indent=2) + "\n")
 
 
+def read_predictions(file: Path, kind: type) -> tuple[dict[str, Any], int]:
+    """Predictions by example id, and how many bytes of the file they are.
+
+    They end before a line that a kill cut short, or that is not ours: from there all is predicted again.
+
+    Args:
+        kind: what a prediction is: str or bool.
+    """
+    done: dict[str, Any] = {}
+    whole = 0
+    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
+        try:
+            row = json.loads(line)
+            example_id, prediction = row["id"], row["prediction"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            break
+        if not isinstance(example_id, str) or not isinstance(prediction, kind):
+            break
+        done[example_id] = prediction
+        whole += len(line)
+    return done, whole
+
+
 class PredictionLog:
     """Predictions by example id, on disk as they come. Used as a context manager.
 
@@ -50,24 +73,11 @@ class PredictionLog:
         kind: what a prediction is: str or bool.
 
     Attributes:
-        done: what is there, from earlier runs too.
+        done: what is in the file, from earlier runs too.
     """
 
     def __init__(self, file: Path, kind: type) -> None:
-        self.file = file
-        self.done: dict[str, Any] = {}
-        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        whole = 0
-        for line in lines:
-            try:
-                row = json.loads(line)
-                example_id, prediction = row["id"], row["prediction"]
-            except (ValueError, TypeError, KeyError, RecursionError):
-                break  # a kill cut the last line short, or it is not ours: predicted again from there
-            if not isinstance(example_id, str) or not isinstance(prediction, kind):
-                break
-            self.done[example_id] = prediction
-            whole += len(line)
+        self.done, whole = read_predictions(file, kind)
         self._stream = file.open("ab")
         self._stream.truncate(whole)
 

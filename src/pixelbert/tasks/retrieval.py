@@ -19,7 +19,7 @@ from pixelbert.data.feature_cache import View
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import Draw, keyed_rng
-from pixelbert.device import Precision
+from pixelbert.device import Precision, Share
 from pixelbert.errors import PixelBertError
 from pixelbert.metrics.retrieval import recall_at_k
 from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval
@@ -176,6 +176,7 @@ def score_all_pairs(
     wanted: np.ndarray | None = None,
     precision: Precision = "bf16",
     images_at_once: int = 100,
+    share: Share = Share(),  # noqa: B008  a constant
     show: bool = True,
 ) -> None:
     """Fill in the scores of every caption with every image; those that are not NaN are there already and are left.
@@ -189,6 +190,7 @@ def score_all_pairs(
         images: image numbers, its columns.
         scores: (captions, images) float32, NaN where still to be done.
         wanted: (captions, images) true for the pairs to score; all if None.
+        share: the blocks of images that this process does, where several fill one file.
     """
     corpus = photos.corpus
     encoded = processor.tokenizer([corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length)
@@ -201,8 +203,11 @@ def score_all_pairs(
         to_do = np.isnan(scores[:, block])
         return to_do if wanted is None else to_do & wanted[:, block]
 
+    images_at_once = min(images_at_once, -(-len(images) // share.world))  # something for each process
     blocks = [slice(i, min(i + images_at_once, len(images))) for i in range(0, len(images), images_at_once)]
-    total, left = scores.size if wanted is None else int(wanted.sum()), sum(int(missing(b).sum()) for b in blocks)
+    blocks = share.of(blocks)
+    total = sum(scores[:, b].size if wanted is None else int(wanted[:, b].sum()) for b in blocks)
+    left = sum(int(missing(b).sum()) for b in blocks)
     with Tracker("scoring pairs", total, done=total - left, show=show) as tracker:
         for block in blocks:
             rows, columns = np.nonzero(missing(block)[by_length])
@@ -221,6 +226,7 @@ def score_all_pairs(
                     scores[r, block.start + c] = found.float().cpu().numpy()
                     tracker.advance(len(r))
     model.train(was_training)
+    share.wait()
 
 
 def pair_logits(output: Any) -> torch.Tensor:

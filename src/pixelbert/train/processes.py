@@ -29,7 +29,7 @@ def deaths_told() -> Iterator[None]:
 
 
 def tells_of_death(error: BaseException) -> bool:
-    """Whether this is torch's word of a loading process's death, or NCCL's or gloo's of finding nobody at the other end."""
+    """Whether this is torch's word of a dead loading process, or NCCL's or gloo's of nobody at the other end."""
     if not isinstance(error, RuntimeError):
         return False
     said = str(error)
