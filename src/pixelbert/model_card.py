@@ -67,7 +67,7 @@ def model_card(
         validation: the last row of the run's validation.jsonl; None if it had no validation data.
         name: of the model, for the title.
     """
-    config, kind, images = model.config, KINDS[type(model).__name__], processor.image_processor
+    config, kind, images = model.config, KINDS[type(model).__name__.removeprefix("FSDP")], processor.image_processor
     weights = sum(p.numel() for p in model.parameters())
     front = ["---", "license: unknown", f"library_name: {LIBRARY}"]
     front += [f"pipeline_tag: {kind.tag}"] if kind.tag == "visual-question-answering" else []  # the one the hub has

@@ -32,6 +32,7 @@ from pixelbert.files import file_sha256, publish, read_yaml, write_atomically
 from pixelbert.model.load_report import first_line
 from pixelbert.progress import console
 from pixelbert.train.processes import tells_of_death
+from pixelbert.train.sharded import is_sharded, load_shards, save_shards
 
 # Where the recipe may differ when a run goes on: how it is run and reported, not what it computes.
 FREE_TO_CHANGE = (
@@ -234,7 +235,10 @@ class Saver:
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         with self._failing(aside):
-            self.accelerator.save_state(str(aside))
+            if is_sharded(self.accelerator):
+                save_shards(self.accelerator, aside)
+            else:
+                self.accelerator.save_state(str(aside))
             self.accelerator.wait_for_everyone()
             if main:
                 write_atomically(aside / "progress.json", json.dumps(vars(progress)))
@@ -284,7 +288,10 @@ def restore(accelerator: Accelerator, output: Path) -> Progress:
     progress = Progress()
     if chosen[0] is not None:
         try:
-            accelerator.load_state(str(chosen[0]))
+            if is_sharded(accelerator):
+                load_shards(accelerator, chosen[0])
+            else:
+                accelerator.load_state(str(chosen[0]))
         except Exception as error:  # torch, safetensors and accelerate each raise their own
             raise PixelBertError(
                 f"{chosen[0]} is whole and cannot be read ({error}): it is of another network, or was not written by "

@@ -45,6 +45,7 @@ from pixelbert.train.optim import build_optimizers, build_scheduler
 from pixelbert.train.processes import death, deaths_told, doubtful_restarts
 from pixelbert.train.recipe import Recipe
 from pixelbert.train.setup import build_model, build_processor
+from pixelbert.train.sharded import is_sharded, whole, whole_weights
 from pixelbert.train.signals import StopRequest
 
 
@@ -110,7 +111,13 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
         processor = build_processor(recipe, corpus, output / "tokenizer")
     bare, reports = build_model(recipe, processor.tokenizer, corpus)
     bare.to(accelerator.device)
-    channels_last(bare.pixelbert.backbone)
+    sharded = is_sharded(accelerator)
+    if sharded:
+        # accelerate would shard the words' embeddings apart from the rest, where the MLM head, which scores with them
+        # too, finds a part of them.
+        vars(bare)["get_input_embeddings"] = lambda: None
+    else:  # sharding takes no weights in another layout
+        channels_last(bare.pixelbert.backbone)
     if main:
         for report in reports:
             console.print(str(report))
@@ -121,7 +128,7 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
             encode = partial(build_feature_cache, bare.pixelbert, processor=processor.image_processor, folder=folder)
             caches[0] = encode(corpus, mirror=recipe.data.mirror)
             caches[1] = encode(validation) if validation else None
-    optimizers = list(build_optimizers(bare, recipe.optimizer).values())
+    optimizers = list(build_optimizers(bare, recipe.optimizer, sharded=sharded).values())
     schedulers = [build_scheduler(o, recipe.optimizer, order.epoch_of) for o in optimizers]
     model, *prepared = accelerator.prepare(bare, *optimizers, *schedulers)
     optimizers, schedulers = prepared[: len(optimizers)], prepared[len(optimizers) :]
@@ -197,10 +204,15 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                 tracker.advance(0, note=f"loss {row['loss']:.4f}")
             # Measured before it is saved: who goes on from a checkpoint has its measurement behind him.
             if validation_photos and (last or due(progress.step, recipe.evaluate_every)):
+                if main or sharded:  # of whose network each process has to give its part
+                    with whole(bare, sharded):
+                        row = recipe.task.validate(
+                            bare, processor, validation_photos, recipe.evaluate_examples, precision
+                        )
+                weights = whole_weights(bare) if sharded and recipe.keep_best else None
                 if main:
-                    row = recipe.task.validate(bare, processor, validation_photos, recipe.evaluate_examples, precision)
                     if recipe.keep_best and checkpoint.is_best(output, recipe.keep_best, row):
-                        write_model(bare, processor, learned, output, "best")
+                        write_model(bare, weights, processor, learned, output, "best")
                     checkpoint.append_line(output / "validation.jsonl", {"step": progress.step, **row})
                     accelerator.log({f"validation/{k}": v for k, v in row.items()}, step=progress.step)
                     console.print(f"step {progress.step}: {recipe.task.summary(row)}")
@@ -215,9 +227,10 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                 )
             tracker.advance()
 
+    weights = whole_weights(bare) if sharded else None
     if main:
         plot_curves(output)
-        write_model(bare, processor, learned, output, "final")
+        write_model(bare, weights, processor, learned, output, "final")
         minutes = (time.monotonic() - started) / 60
         console.print(f"finished in {minutes:.1f} minutes; the model is in {output / 'final'}")
     accelerator.wait_for_everyone()
@@ -326,12 +339,21 @@ def describe(
 
 
 def write_model(
-    model: Any, processor: PixelBertProcessor, learned: list[dict[str, Any]], output: Path, name: str
+    model: Any,
+    weights: dict[str, Any] | None,
+    processor: PixelBertProcessor,
+    learned: list[dict[str, Any]],
+    output: Path,
+    name: str,
 ) -> None:
-    """Write DIR/name, a model for from_pretrained with its card, aside and rename it."""
+    """Write DIR/name, a model for from_pretrained with its card, aside and rename it.
+
+    Args:
+        weights: in place of the model's own, which are but a part of them if it is sharded.
+    """
     aside, target = output / f"{name}.partial", output / name
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
+    model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
     (aside / TRAINED_ON).write_text(json.dumps(learned, indent=2) + "\n")
     card = model_card(model, processor, learned, last_validation(output), output.name)

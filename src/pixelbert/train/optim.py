@@ -17,14 +17,21 @@ Groups = list[dict[str, object]]
 def decay_groups(named: list[tuple[str, nn.Parameter]], weight_decay: float) -> Groups:
     """Weights that decay, and the biases and norms (one-dimensional) that don't."""
     trained = [p for _, p in named if p.requires_grad]
-    return [
+    groups: Groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]  # with frozen norms a CNN has none of the second kind
 
 
-def build_optimizers(model: PixelBertPreTrainedModel, recipe: OptimizerRecipe) -> dict[str, Optimizer]:
-    """ "transformer" (AdamW) and, unless the CNN is frozen, "cnn" (SGD)."""
+def build_optimizers(
+    model: PixelBertPreTrainedModel, recipe: OptimizerRecipe, *, sharded: bool = False
+) -> dict[str, Optimizer]:
+    """ "transformer" (AdamW) and, unless the CNN is frozen, "cnn" (SGD).
+
+    Args:
+        sharded: the network is to be cut in shards (FSDP), for which torch has no fused SGD.
+    """
     backbone = [(n, p) for n, p in model.named_parameters() if ".backbone." in f".{n}"]
     rest = [(n, p) for n, p in model.named_parameters() if ".backbone." not in f".{n}"]
     optimizers: dict[str, Optimizer] = {
@@ -32,7 +39,7 @@ def build_optimizers(model: PixelBertPreTrainedModel, recipe: OptimizerRecipe) -
     }
     if any(p.requires_grad for _, p in backbone):
         groups = decay_groups(backbone, recipe.cnn_weight_decay)
-        optimizers["cnn"] = SGD(groups, lr=recipe.cnn_lr, momentum=recipe.cnn_momentum, fused=True)
+        optimizers["cnn"] = SGD(groups, lr=recipe.cnn_lr, momentum=recipe.cnn_momentum, fused=not sharded)
     return optimizers
 
 
