@@ -194,6 +194,20 @@ def test_a_full_disk(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[
     assert same(output, whole)
 
 
+def test_deterministic_kernels(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen: list[bool] = []
+    loss = Pretraining.loss
+    look = lambda *args: seen.append(torch.are_deterministic_algorithms_enabled()) or loss(*args)  # noqa: E731
+    monkeypatch.setattr(Pretraining, "loss", look)
+    train(tmp_path / "run", deterministic=True)
+    assert all(seen)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert same(tmp_path / "run", whole)  # on a CPU there is nothing to change
+    train(tmp_path / "other", epochs=0.2)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 class TestSaving:
     @pytest.fixture
     def saver(self, tmp_path: Path) -> Iterator[Saver]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -59,6 +60,9 @@ def train(recipe: Recipe) -> Path:
         PixelBertError: data, weights or the output folder don't fit the recipe.
     """
     output = Path(recipe.output)
+    torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
     precision = recipe.precision or best_precision(best_device())
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",

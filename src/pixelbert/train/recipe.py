@@ -152,6 +152,8 @@ class Recipe:
         precision: bf16 (autocast; weights, softmax, norms and losses stay in float32) or fp32; bf16 where the device
             computes with it if null.
         seed: of every random choice.
+        deterministic: have torch take kernels that give the same bits each time, where it has them, and warn where not.
+            For GPUs, slower; on a CPU they are so anyway.
         log_every: steps between lines of metrics.jsonl.
         evaluate_every: steps between measurements on the validation split; 0 for only at the end.
         evaluate_examples: examples of the validation split that are measured during training.
@@ -174,6 +176,7 @@ class Recipe:
     micro_batch_size: int = 64
     precision: Precision | None = None
     seed: int = 0
+    deterministic: bool = False
     log_every: int = 50
     evaluate_every: int = 0
     evaluate_examples: int = 1000
