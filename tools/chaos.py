@@ -325,6 +325,7 @@ def become_nobody(folder: Path) -> Callable[[], None]:
     """Go on without root's rights, in a folder that is nobody's."""
 
     def change() -> None:
+        "".encode("utf-8-sig")  # loaded at first use, from a Python that may be root's alone
         folder.mkdir()
         os.chown(folder, NOBODY, NOBODY)
         os.setresgid(NOBODY, NOBODY, NOBODY)
