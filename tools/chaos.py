@@ -248,9 +248,11 @@ class Chaos:
         meet = ("--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d")
         meet = (*meet, f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=chaos", "--local-addr=127.0.0.1")
         meet = (*meet, "--rdzv-conf=last_call_timeout=2")
-        first, second = (self.launch(name, PLAIN, meet) for _ in range(2))
+        first = self.launch(name, PLAIN, meet)
+        while not listens(port):  # so that this one has the meeting point, without which no job goes on
+            time.sleep(0.1)
+        second = self.launch(name, PLAIN, meet)
         self.until(name, 8, first)
-        # The machine that has the meeting point stays: with it gone, the job's launcher starts both.
         os.killpg(second.pid, signal.SIGKILL)
         for child in children(second.pid):
             os.kill(child, signal.SIGKILL)
@@ -309,6 +311,12 @@ class Chaos:
         if "Permission denied" not in last or code != 2:
             said = f"NOT TOLD: {last}"
         self.tell("the folder becomes read-only", 1, said, self.compare(name, "short"))
+
+
+def listens(port: int) -> bool:
+    """Whether a process on this machine does, at this port."""
+    with socket.socket() as attempt:
+        return attempt.connect_ex(("127.0.0.1", port)) == 0
 
 
 def children(pid: int) -> list[int]:
