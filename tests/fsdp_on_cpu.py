@@ -7,7 +7,7 @@ from accelerate import DistributedType, PartialState
 
 from pixelbert import cli
 
-# What `accelerate launch --config_file` sets from the file in docs/reliability.md.
+# What `accelerate launch` sets by the command in docs/reliability.md.
 SETTINGS = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
