@@ -136,7 +136,8 @@ class Runs(Target):
         checkpoint.claim(run, self.RECIPE)
         with self.accelerator() as accelerator:
             for step in (1, 2):
-                checkpoint.save(accelerator, run, checkpoint.Progress(step), keep=2)
+                with checkpoint.Saver(accelerator, run, keep=2) as saver:
+                    saver.save(checkpoint.Progress(step))
                 checkpoint.append_line(run / "metrics.jsonl", {"step": step, "loss": 1.0})
                 checkpoint.append_line(run / "validation.jsonl", {"step": step, "itm_accuracy": 0.5})
         return files_of(run)

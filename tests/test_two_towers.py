@@ -201,7 +201,7 @@ def test_retrieval_teaches_the_towers_to_rank_the_same_candidates(tiny_config: C
 def test_a_task_that_does_not_train_the_head_leaves_it_out(
     tiny_model: MakeModel, processor: PixelBertProcessor, tmp_path: Path
 ) -> None:
-    tiny_model(tower_size=16).save_pretrained(tmp_path)
+    tiny_model(tower_size=16, vocab_size=len(processor.tokenizer)).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     assert load_checkpoint(tmp_path, "cpu").model.pixelbert.towers is not None
     plain, with_towers = Retrieval(), Retrieval(towers=True, tower_size=16)

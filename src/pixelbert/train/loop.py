@@ -187,6 +187,7 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                 progress.skipped += 1
                 said = not_finite(step + 1, sums, totals, float(norm), corpus, seen)
                 if progress.skipped > recipe.skip_limit:
+                    saver.wait()
                     raise PixelBertError(f"{said} {give_up(progress.skipped, output)}")
                 if main:
                     console.print(f"{said} Left out: {progress.skipped} of at most {recipe.skip_limit}.")
@@ -216,7 +217,7 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                 weights = whole_weights(bare) if sharded and recipe.keep_best else None
                 if main:
                     if recipe.keep_best and checkpoint.is_best(output, recipe.keep_best, row):
-                        write_model(bare, weights, processor, learned, output, "best")
+                        write_model(bare, processor, learned, output, "best", weights)
                     checkpoint.append_line(output / "validation.jsonl", {"step": progress.step, **row})
                     accelerator.log({f"validation/{k}": v for k, v in row.items()}, step=progress.step)
                     console.print(f"step {progress.step}: {recipe.task.summary(row)}")
@@ -234,7 +235,7 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
     weights = whole_weights(bare) if sharded else None
     if main:
         plot_curves(output)
-        write_model(bare, weights, processor, learned, output, "final")
+        write_model(bare, processor, learned, output, "final", weights)
         minutes = (time.monotonic() - started) / 60
         console.print(f"finished in {minutes:.1f} minutes; the model is in {output / 'final'}")
     accelerator.wait_for_everyone()
@@ -344,11 +345,11 @@ def describe(
 
 def write_model(
     model: Any,
-    weights: dict[str, Any] | None,
     processor: PixelBertProcessor,
     learned: list[dict[str, Any]],
     output: Path,
     name: str,
+    weights: dict[str, Any] | None = None,
 ) -> None:
     """Write DIR/name, a model for from_pretrained with its card, aside and rename it.
 
