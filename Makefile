@@ -39,7 +39,7 @@ docs: .venv/docs-ready  ## the docs site, in build/docs; a warning fails
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
-chaos: venv  ## kill training runs, for real, and see that nothing is lost: half an hour on one busy core
+chaos: venv  ## kill training runs, for real, and see that nothing is lost: five to twelve minutes
 	.venv/bin/python tools/chaos.py --output runs/chaos --json runs/chaos/chaos.json
 
 fuzz: venv  ## hostile input to whatever reads files or requests, a minute each of 19: images, recipes, checkpoints, ...
