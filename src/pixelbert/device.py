@@ -93,7 +93,6 @@ def launched_share(device: str) -> Share:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Share()
-    state = PartialState(
-        cpu=device == "cpu", timeout=timedelta(hours=12)
-    )  # the first may encode photos while the others wait
+    # The first may encode photos for long while the others wait.
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(hours=12))
     return Share(state.process_index, state.num_processes)

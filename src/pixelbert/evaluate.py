@@ -165,12 +165,14 @@ def evaluate(
         facts = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance()}
         with share.first_alone():
             predictions.claim(folder, facts | options)
-    elif not share.first:  # a few thousand captions at most are measured, by one process
+    elif share.first:
+        share = Share()  # a few thousand captions at most are measured, by one process
+    else:
         return {}
     images = processor.image_processor
     cache = None
     if feature_cache:
-        with (share if kind != "pretraining" else Share()).first_alone():
+        with share.first_alone():
             cache = build_feature_cache(model.pixelbert, corpus, images, feature_cache)
     model = for_inference(model, precision)
     run = Evaluation(model, processor, Photos(corpus, images, cache), folder, precision, controls, share)
