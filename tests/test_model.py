@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pixelbert import PixelBertConfig, PixelBertForPreTraining, PixelBertModel, PixelFeatures
+from pixelbert.model.encoder import Layout
 from references import images, sentences
 
 MakeModel = Callable[..., PixelBertForPreTraining]
@@ -215,6 +216,35 @@ def test_outputs_that_nobody_reads_are_not_computed(tiny_model: MakeModel, posit
     assert some.last_hidden_state.shape[1] == positions
     torch.testing.assert_close(some.last_hidden_state, whole.last_hidden_state[:, :positions], rtol=0, atol=1e-6)
     torch.testing.assert_close(some.pooler_output, whole.pooler_output, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", [None, 1, 6])
+def test_padding_costs_nothing_and_changes_nothing(
+    tiny_model: MakeModel, positions: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = tiny_model().pixelbert.encoder
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 10, encoder.layer[0].intermediate.dense.in_features, generator=generator)
+    mask = torch.arange(10) < torch.tensor([[10], [3], [7]])
+    mask[2, 1:5] = False  # padding between words and pixels too
+    read = mask[:, :positions]
+    rows: list[int] = []
+    for layer in encoder.layer:
+        layer.intermediate.register_forward_hook(lambda _module, args, _output: rows.append(len(args[0])))
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        encoder.zero_grad()
+        output = encoder(x, mask, positions=positions)[0][read]
+        output.square().sum().backward()
+        return output.detach(), encoder.layer[0].attention.self.key.weight.grad.clone()
+
+    packed, packed_gradient = run()
+    assert rows == [int(mask.sum()), int(read.sum())]
+    monkeypatch.setattr(Layout, "WORTHWHILE", 0.0)
+    padded, padded_gradient = run()
+    assert rows[2:] == [mask.numel(), read.numel()]
+    torch.testing.assert_close(packed, padded, rtol=0, atol=1e-6)
+    torch.testing.assert_close(packed_gradient, padded_gradient, rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_batch_norm_stays_put_in_training(tiny_model: MakeModel) -> None:

@@ -1,9 +1,11 @@
 """Words to vectors (paper eq. 4) and the transformer (paper section 3.1), under the names of transformers' BertModel.
 
-Shapes: P pairs, L word tokens, S = L + pixels of a sequence, D hidden, A attention heads.
+Shapes: P pairs, L word tokens, S = L + pixels of a sequence, T vectors of all sequences, D hidden, A attention heads.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,60 @@ class TextEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + self.position_embeddings.weight[:length]))
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the T vectors of P sequences stand.
+
+    Attention alone needs to know which sequence a vector belongs to. All else is done to each vector by itself, on
+    sequences packed one after another in (T, D), so that padding costs nothing there.
+
+    Args:
+        size: P and S.
+        mask: (P, 1, 1, S), true where there is something to attend to; None if it is everywhere.
+        places: (T,) where the packed vectors stand among the P x S; None if padding is among them.
+    """
+
+    size: tuple[int, int]
+    mask: Tensor | None = None
+    places: Tensor | None = None
+
+    WORTHWHILE = 0.95  # above this share of vectors that aren't padding, to move them takes longer than to pad
+
+    @classmethod
+    def of(cls, x: Tensor, mask: Tensor | None) -> Layout:
+        """Of sequences (P, S, D), of which what is in the mask (P, S) counts."""
+        size = (x.shape[0], x.shape[1])
+        if mask is None or torch.compiler.is_compiling():  # an exported graph's shapes can't depend on values
+            return cls(size, None if mask is None else mask[:, None, None])
+        places = mask.flatten().nonzero().squeeze(1)
+        if len(places) == mask.numel():
+            return cls(size)
+        packed = len(places) < cls.WORTHWHILE * mask.numel()
+        return cls(size, mask[:, None, None], places if packed else None)
+
+    def first(self, positions: int, device: torch.device) -> tuple[Layout, Tensor]:
+        """The layout of each sequence's first so many vectors, and which of the T vectors those are."""
+        pairs, length = self.size
+        size = (pairs, positions)
+        if self.places is None:
+            starts = torch.arange(pairs, device=device)[:, None] * length
+            return Layout(size), (starts + torch.arange(positions, device=device)).flatten()
+        chosen = (self.places % length < positions).nonzero().squeeze(1)
+        places = self.places[chosen]
+        return Layout(size, places=places // length * positions + places % length), chosen
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(P, S, D) -> (T, D)"""
+        x = x.flatten(0, 1)
+        return x if self.places is None else x[self.places]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(T, D) -> (P, S, D), padding zero if it was left out."""
+        if self.places is not None:
+            x = x.new_zeros(self.size[0] * self.size[1], x.shape[1]).index_copy(0, self.places, x)
+        return x.unflatten(0, self.size)
+
+
 def softmax(scores: Tensor) -> Tensor:
     """Softmax over the last dimension, computed in float32 inside and returned in the precision of `scores`."""
     with torch.autocast(scores.device.type, enabled=False):  # which would return, and keep for backward, float32
@@ -68,12 +124,13 @@ class SelfAttention(nn.Module):
         self.dropout_p = config.attention_probs_dropout_prob
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, weights: bool, positions: int | None
+        self, x: Tensor, layout: Layout, asking: Tensor, asked: Layout, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         q, k, v = (
-            layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer, y in ((self.query, x[:, :positions]), (self.key, x), (self.value, x))
-        )  # each (P, A, S, D/A), q of the first `positions` alone
+            where.unpack(layer(y)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, y, where in ((self.query, asking, asked), (self.key, x, layout), (self.value, x, layout))
+        )  # each (P, A, S, D/A)
+        mask = layout.mask
         # The fused kernels don't give their weights away; and on a CPU they take longer in bfloat16 than these three
         # lines: 1.6 times forwards, five times backwards.
         if weights or (x.device.type == "cpu" and (self.training or q.dtype == torch.bfloat16)):
@@ -82,11 +139,11 @@ class SelfAttention(nn.Module):
                 scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
             attention = softmax(scores)
             context = (dropout(attention, self.dropout_p) if self.training else attention) @ v
-            return context.transpose(1, 2).flatten(2), attention
+            return asked.pack(context.transpose(1, 2).flatten(2)), attention
         context = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout_p if self.training else 0.0
         )
-        return context.transpose(1, 2).flatten(2), None
+        return asked.pack(context.transpose(1, 2).flatten(2)), None
 
 
 class ResidualOutput(nn.Module):
@@ -109,10 +166,10 @@ class Attention(nn.Module):
         self.output = ResidualOutput(config, config.hidden_size)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, weights: bool, positions: int | None
+        self, x: Tensor, layout: Layout, asking: Tensor, asked: Layout, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        context, attention = self.self(x, mask, weights, positions)
-        return self.output(context, x[:, :positions]), attention
+        context, attention = self.self(x, layout, asking, asked, weights)
+        return self.output(context, asking), attention
 
 
 class Intermediate(nn.Module):
@@ -135,10 +192,10 @@ class Layer(nn.Module):
         self.output = ResidualOutput(config, config.intermediate_size)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, weights: bool, positions: int | None
+        self, x: Tensor, layout: Layout, asking: Tensor, asked: Layout, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """(P, S, D) -> (P, S, D), or the first `positions` alone of what comes out."""
-        x, attention = self.attention(x, mask, weights, positions)
+        """Vectors x (T, D) of a layout -> (T', D): new ones for `asking`, all of x or some, of the layout `asked`."""
+        x, attention = self.attention(x, layout, asking, asked, weights)
         return self.output(self.intermediate(x), x), attention
 
 
@@ -164,17 +221,25 @@ class Encoder(nn.Module):
                 computed: a head on [CLS] needs one, and masked words need no pixels. Attention weights, if asked for,
                 come from all.
             output_attentions: also return each layer's (P, A, S, S) attention weights.
+
+        Returns:
+            (P, S, D), or the first `positions` of it, zero or meaningless outside the mask; and the weights.
         """
         attentions: list[Tensor] = []
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # or every sum of the residual stream is in float32
-        mask = None if mask is None else mask[:, None, None, :]
+        layout = Layout.of(x, mask)
+        x = layout.pack(x)
+        asked = layout
         for layer in self.layer:
-            wanted = positions if layer is self.layer[-1] and not output_attentions else None
-            x, attention = layer(x, mask, output_attentions, wanted)
-            if attention is not None:
+            asking = x
+            if layer is self.layer[-1] and positions is not None and not output_attentions:
+                asked, rows = layout.first(min(positions, layout.size[1]), x.device)
+                asking = x[rows]
+            x, attention = layer(x, layout, asking, asked, output_attentions)
+            if output_attentions:
                 attentions.append(attention)
-        return x, tuple(attentions) if output_attentions else None
+        return asked.unpack(x), tuple(attentions) if output_attentions else None
 
 
 class Pooler(nn.Module):
