@@ -79,6 +79,19 @@ def test_each_format_knows_the_others(tmp_path: Path) -> None:
         vg.read()
 
 
+def test_photos_in_an_excluded_folder_are_left_out(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 3)
+    path = write_json(tmp_path / "dataset.json", karpathy_data(3))
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    (shown / "1.jpg").touch()
+    summary = prepare(Karpathy(json=path, images=photos, exclude=[shown]), tmp_path / "set")
+    assert summary.left_out == {"image left out by --exclude": 1}
+    assert {"tiny:0", "tiny:2"} == kept(tmp_path / "set")
+    with pytest.raises(PixelBertError, match="nowhere is no folder"):
+        Karpathy(json=path, images=photos, exclude=[tmp_path / "nowhere"]).read()
+
+
 FACTS: list[dict[str, Any]] = [
     {"image_id": 1, "coco_id": 501, "flickr_id": 11, "url": "https://x/VG_100K_2/1.jpg"},
     {"image_id": 2, "coco_id": None, "flickr_id": 22, "url": "https://x/VG_100K/2.jpg"},

@@ -1,7 +1,7 @@
 """Karpathy's JSON for Flickr8k, Flickr30K and COCO: the splits that papers report on."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,12 +32,15 @@ class Karpathy:
         images: the folder of the photos; for COCO the one that holds train2014 and val2014.
         restval: the split that COCO's "restval" images go to; "train" merges them as most papers do.
         name: the data set's name; what the file says if left out.
+        exclude: folders of photos that are left out here, known by their file names: those that are to be shown or
+            measured later.
     """
 
     json: Path
     images: Path
     restval: str = "restval"
     name: str | None = None
+    exclude: list[Path] = field(default_factory=list)
 
     expected: ClassVar[str | None] = None  # what the file has to say that it is
 
@@ -58,14 +61,26 @@ class Karpathy:
             )
         if not data["images"]:
             raise PixelBertError(f"{path}: 'images' is an empty array: download the file again")
-        return Reading(name, self._records(name, data["images"]), len(data["images"]))
+        return Reading(name, self._records(name, data["images"], self._excluded()), len(data["images"]))
 
-    def _records(self, name: str, images: list[Any]) -> Iterator[ImageRecord | Skip]:
+    def _excluded(self) -> dict[str, Path]:
+        """The file names of photos that are left out, and the folder of each."""
+        for folder in map(Path, self.exclude):
+            if not folder.is_dir():
+                raise PixelBertError(f"{folder} is no folder: --exclude takes folders of photos")
+        return {file.name: folder for folder in map(Path, self.exclude) for file in folder.iterdir()}
+
+    def _records(self, name: str, images: list[Any], excluded: dict[str, Path]) -> Iterator[ImageRecord | Skip]:
         for row, item in enumerate(images):
             where = Where(Path(self.json), f"images[{row}]")
             problem = _image_problem(item)
             if problem:
                 yield Skip("image", "malformed image entry", problem, where)
+                continue
+            folder_of_same = excluded.get(Path(item["filename"]).name)
+            if folder_of_same:
+                said = f"{item['filename']} is in {folder_of_same}"
+                yield Skip("image", "image left out by --exclude", said, where, bad=False)
                 continue
             # COCO has ids that hold beyond this file; elsewhere the number in the file is all there is.
             number = as_id(item["cocoid"] if "cocoid" in item else item["imgid"])
