@@ -19,8 +19,9 @@ from pixelbert.data.processing import PixelBertImageProcessor, learn_tokenizer
 from pixelbert.data.sources.scenes import SIDE, Scene, make_scene, resolve_scenes
 from pixelbert.demo.measure import FIRST_HELD_OUT, Results, coverage, measure, metric_rows, point
 from pixelbert.demo.recipe import HELD_OUT_SCENES, TRAINING_SCENES, demo_recipe
-from pixelbert.demo.report import SHOWN_PHOTOS, link, naming_words, write_report
+from pixelbert.demo.report import link, naming_words, training_part, write_report
 from pixelbert.demo.sample import TRAINED, Photo, prepare_photos, shipped_photos
+from pixelbert.demo.shipped import SEARCHES, SHOWN, shipped_part
 from pixelbert.errors import PixelBertError
 from pixelbert.predict import PixelBert, WordMap
 from pixelbert.tasks.pretraining import mismatched_example
@@ -173,9 +174,10 @@ def test_the_report_is_whole_safe_and_needs_no_network(
     held = {"step": 40, "itm_accuracy": 0.6, "itm_accuracy_blank": 0.5, "mlm_loss": 4.0, "mlm_loss_other_photo": 4.1}
     (run / "validation.jsonl").write_text(json.dumps(held) + "\n")
     hostile = replace(photos[0], captions=(HOSTILE,) * 5, source="javascript:alert(1)", licence=HOSTILE)
-    shown = [hostile, *photos[1:12]]
+    given = [hostile, *photos[1:]]
+    shipped, shown = shipped_part(saved(model, tmp_path / "checkpoint"), given, results.photos)
     file = tmp_path / "report.html"
-    write_report(file, run, 64, model, results, shown, scenes)
+    write_report(file, given, shown, shipped, training_part(run, 64, model, results, given, scenes))
 
     text = file.read_text(encoding="utf-8")
     page = Page(text)
@@ -191,18 +193,25 @@ def test_the_report_is_whole_safe_and_needs_no_network(
     assert "url(" not in text
     links = [value for name, value in page.attributes if name == "href"]
     assert all(value.startswith(("http://", "https://")) for value in links)
-    for photo in shown[1:SHOWN_PHOTOS]:
+    assert shown[: SHOWN + SEARCHES] == given[: SHOWN + SEARCHES]
+    for photo in shown[1:]:
         assert photo.source in links, "a photo is shown without its source"
         assert photo.path.name in page.words
-    assert page.words.count("CC BY 2.0") >= SHOWN_PHOTOS
+    assert page.words.count("CC BY 2.0") >= len(shown)
     assert page.tags.count("svg") == 2
+
+
+def saved(model: PixelBert, folder: Path) -> PixelBert:
+    """A checkpoint like the model's, loaded again: searching asks for one."""
+    PixelBertForPreTraining(model.model.config).save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    return PixelBert.from_pretrained(folder)
 
 
 def test_the_report_does_without_a_log(
     model: PixelBert, results: Results, photos: list[Photo], scenes: list[Scene], tmp_path: Path
 ) -> None:
-    write_report(tmp_path / "report.html", tmp_path, 64, model, results, photos[:3], scenes)
-    assert "There is no log" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "There is no log" in training_part(tmp_path, 64, model, results, photos[:3], scenes)
 
 
 def test_links_lead_to_the_web_only() -> None:

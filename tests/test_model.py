@@ -247,6 +247,36 @@ def test_padding_costs_nothing_and_changes_nothing(
     torch.testing.assert_close(packed_gradient, padded_gradient, rtol=1e-5, atol=1e-5)
 
 
+def test_activation_checkpointing_keeps_less_and_changes_nothing(tiny_model: MakeModel) -> None:
+    model = tiny_model(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2).train()
+    ids, mask = sentences(9, 5)
+    photos = images((128, 64), (64, 128))
+    labels = torch.tensor([1.0, 0.0])
+
+    def step() -> tuple[int, list[torch.Tensor]]:
+        kept: dict[int, int] = {}  # bytes held for the backward pass, by address
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            kept[x.data_ptr()] = x.numel() * x.element_size()
+            return x
+
+        model.zero_grad()
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = model(pixel_values=photos, input_ids=ids, attention_mask=mask, match_labels=labels).itm_loss
+        held = sum(kept.values())
+        loss.backward()
+        return held, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    plain_bytes, plain = step()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    fewer_bytes, again = step()
+    assert fewer_bytes < plain_bytes / 2
+    assert len(plain) == len(again) > 50
+    for expected, found in zip(plain, again, strict=True):
+        assert torch.equal(expected, found)
+
+
 def test_frozen_batch_norm_stays_put_in_training(tiny_model: MakeModel) -> None:
     model = tiny_model().train()
     norms = {k: v.clone() for k, v in model.pixelbert.backbone.state_dict().items() if v.ndim == 1}

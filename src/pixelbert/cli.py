@@ -22,9 +22,9 @@ Pixel-BERT: one transformer over image pixels and sentences, with no object dete
   pixelbert train recipes/tiny.yaml --output runs/tiny
   pixelbert evaluate runs/tiny/final --data prepared/flickr8k --split val --json metrics.json
   pixelbert score nlvr2 --data dev.json --predictions predictions.csv --json scores.json
-  pixelbert match photo.jpg "a dog on a beach" "a plate of food" --checkpoint runs/tiny/final
-  pixelbert attend photo.jpg "a dog on a beach" --token dog --out map.png --checkpoint runs/tiny/final
-  pixelbert serve runs/tiny/final
+  pixelbert match photo.jpg "a dog on a beach" "a plate of food"
+  pixelbert attend photo.jpg "a dog on a beach" --token dog --out map.png
+  pixelbert serve
   pixelbert export runs/tiny/final --out exported
 
 commands:

@@ -43,6 +43,7 @@ CHECKPOINT_FILES = {
     "preprocessor_config.json": "how photos are resized",
     TOKENIZER: "its vocabulary",
 }
+SHIPPED = "shipped"  # names the checkpoint that is installed with the package
 TRAINED_ON = "trained_on.json"  # in a checkpoint: the splits it has learned from
 
 
@@ -54,13 +55,27 @@ class Loaded(NamedTuple):
     missing: list[str]
 
 
+def located(checkpoint: str | Path) -> str:
+    """Where a checkpoint is: a folder, or a name on the hub.
+
+    Raises:
+        PixelBertError: there is no such folder.
+    """
+    if checkpoint != SHIPPED:
+        return folder_or_hub_name(checkpoint)
+    folder = Path(__file__).parent / SHIPPED
+    if not folder.is_dir():
+        raise PixelBertError(f"{folder} is not there: install the project from its repository")
+    return str(folder)
+
+
 def load_checkpoint(
     checkpoint: str | Path, device: str, model_class: type | None = None, *, new_head: bool = False, **config: Any
 ) -> Loaded:
     """A trained model and its processor, or an error that says what is missing.
 
     Args:
-        checkpoint: a run's `final` folder, or a hub name.
+        checkpoint: a run's `final` folder, a hub name, or `SHIPPED`.
         model_class: the network to make of it; the one that was saved if None.
         new_head: whether parts other than the trunk may be missing, to start a new task from it.
         config: fields of the configuration to change, such as dropout.
@@ -69,7 +84,8 @@ def load_checkpoint(
         PixelBertError: there is no such folder; or says which file is missing or
             damaged, or which tensor doesn't fit.
     """
-    if Path(folder_or_hub_name(checkpoint)).is_dir():
+    checkpoint = located(checkpoint)
+    if Path(checkpoint).is_dir():
         check_folder(Path(checkpoint))
     verbosity = logging.get_verbosity()
     logging.set_verbosity(CRITICAL)  # transformers' report of what doesn't fit: the error says it
@@ -80,7 +96,12 @@ def load_checkpoint(
             model_class = MODELS[(shape.architectures or [PixelBertForPreTraining.__name__])[0]]
         check_size(checkpoint, shape, model_class)
         loaded: Any = model_class.from_pretrained(  # type: ignore[attr-defined]
-            checkpoint, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **config
+            checkpoint,
+            dtype=torch.float32,  # whatever it is stored in
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            **config,
         )
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own
         raise PixelBertError(
@@ -186,7 +207,7 @@ def check_processor(checkpoint: str | Path, config: PixelBertConfig, processor: 
 
 def trained_on(checkpoint: str | Path) -> list[dict[str, Any]]:
     """The splits that a checkpoint has learned from, pre-training included: data set, split and checksums."""
-    file = cached_file(folder_or_hub_name(checkpoint), TRAINED_ON, _raise_exceptions_for_missing_entries=False)
+    file = cached_file(located(checkpoint), TRAINED_ON, _raise_exceptions_for_missing_entries=False)
     if not file:
         return []
     rows = read_json(Path(file))

@@ -1,4 +1,5 @@
-"""`python -m pixelbert.demo --output runs/demo`: photos and scenes, training, held-out figures, report.
+"""`python -m pixelbert.demo --output runs/demo`: what the shipped model sees in photos that are new to it; then a small
+one is trained on photos and scenes. Held-out figures of both, and a report.
 
 The same command again goes on with a run that was stopped, and only measures one that is finished.
 """
@@ -13,20 +14,26 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from pixelbert.data.corpus import Corpus
+from pixelbert.data.photos import Photos
 from pixelbert.data.sources.scenes import make_scene, resolve_scenes
 from pixelbert.demo.measure import CANDIDATES, FIRST_HELD_OUT, measure, table
 from pixelbert.demo.recipe import demo_recipe
-from pixelbert.demo.report import write_report
-from pixelbert.demo.sample import prepare_photos, shipped_photos
+from pixelbert.demo.report import training_part, write_report
+from pixelbert.demo.sample import Photo, prepare_photos, shipped_photos
+from pixelbert.demo.shipped import shipped_part, shipped_table
 from pixelbert.errors import PixelBertError
+from pixelbert.files import write_json
 from pixelbert.predict import PixelBert
 from pixelbert.progress import console
+from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
 from pixelbert.train.loop import train
 from pixelbert.train.recipe import Recipe
 
+UNDER_WAY = "<h1>A small one is being trained here</h1><p>When it has ended, this page will show it.</p>"
+
 
 def demonstrate(output: Path, recipe: Recipe | None = None) -> Path:
-    """Prepare, train, measure and report.
+    """Show what the shipped model does; then train one, measure it, and show that too.
 
     Args:
         output: folder for all of it.
@@ -35,8 +42,11 @@ def demonstrate(output: Path, recipe: Recipe | None = None) -> Path:
     Returns:
         The report.
     """
-    photos = shipped_photos()
+    photos, report = shipped_photos(), output / "report.html"
     trained_on, held_out = prepare_photos(photos, output / "data")
+    shipped, shown = show_shipped(photos, Corpus([held_out]), output)
+    write_report(report, photos, shown, shipped, UNDER_WAY)
+    console.print(f"what the shipped model sees is in {report}: open it in a browser. Now one is trained here")
     recipe = recipe or demo_recipe(output / "training", trained_on)
     run = Path(recipe.output)
     model = PixelBert.from_pretrained(train(recipe))
@@ -44,11 +54,25 @@ def demonstrate(output: Path, recipe: Recipe | None = None) -> Path:
     results = measure(model, scenes, Corpus([held_out]))
     results.save(output / "results.json")
     console.print(table(results))
-    report = output / "report.html"
-    shown = [make_scene(FIRST_HELD_OUT + i) for i in range(CANDIDATES)]
-    write_report(report, run, recipe.batch_size, model, results, photos, shown)
+    unseen = [make_scene(FIRST_HELD_OUT + i) for i in range(CANDIDATES)]
+    write_report(report, photos, shown, shipped, training_part(run, recipe.batch_size, model, results, photos, unseen))
     console.print(f"the report is in {report}: open it in a browser")
     return report
+
+
+def show_shipped(photos: list[Photo], captions: Corpus, output: Path) -> tuple[str, list[Photo]]:
+    """The report's part about the shipped model, and the photos in it; its figures go to shipped.json."""
+    model = PixelBert.from_pretrained()
+    figures = evaluate_pretraining(
+        model.model,
+        model.processor,
+        Photos(captions, model.processor.image_processor),
+        retrieval_images=len(photos),
+        precision=model.precision,
+    )
+    write_json(output / "shipped.json", figures)
+    console.print(shipped_table(figures))
+    return shipped_part(model, photos, figures)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The report of the demonstration: one page that needs nothing else, neither files beside it nor a network.
 
-The page's words are in page.html, its looks in page.css; here its blanks are filled. Everything shown is chosen by
-rule, the first so many, and whatever comes from data is escaped.
+The page's words are in page.html, those of its two parts in shipped.html and training.html, its looks in page.css; here
+blanks are filled. Everything shown is chosen by rule, the first so many, and whatever comes from data is escaped.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from pixelbert.data.sources.scenes import Scene
 from pixelbert.demo.figures import Curve, chart, smoothed
 from pixelbert.demo.measure import CANDIDATES, Results, metric_rows
 from pixelbert.demo.sample import TRAINED, Photo
+from pixelbert.files import write_atomically
 from pixelbert.predict import PixelBert, WordMap
-from pixelbert.predict.maps import FULL, inlined, overlay, shrunk
+from pixelbert.predict.maps import inlined, overlay, shrunk
 
-SHOWN_SCENES, SHOWN_PHOTOS = 6, 8  # whose best-scoring sentences are shown
-ATTENDED_SCENES, ATTENDED_PHOTOS = 3, 4  # whose attention is shown
+PACKAGE = Path(__file__).parent
+SHOWN_SCENES = 6  # whose best-scoring sentences are shown
+ATTENDED_SCENES = 3  # whose attention is shown
 BEST = 3  # sentences shown with each image
 WORDS = 5  # words shown with each image
 SIDE, SMALL = 224, 88  # pixels of a picture, and of one in the list of credits
@@ -36,69 +38,82 @@ LITTLE_WORDS = re.compile(
 Row = dict[str, float]  # one line of a run's log
 
 
-def write_report(
-    file: Path,
-    run: Path,
-    per_step: int,
-    model: PixelBert,
-    results: Results,
-    photos: Sequence[Photo],
-    scenes: Sequence[Scene],
-) -> None:
+def write_report(file: Path, photos: Sequence[Photo], shown: Sequence[Photo], shipped: str, training: str) -> None:
     """Write the page.
 
     Args:
         file: the page.
+        photos: all photos.
+        shown: those that can be seen in its parts, which are credited.
+        shipped: the part about the model that ships with the project.
+        training: the part about the one that was trained here.
+    """
+    page = filled(
+        "page.html",
+        style=(PACKAGE / "page.css").read_text(encoding="utf-8"),
+        shipped=shipped,
+        training=training,
+        photo_count=len(photos),
+        credits=credit(shown),
+    )
+    write_atomically(file, page)
+
+
+def filled(template: str, **blanks: object) -> str:
+    """One of the pages beside this file, its blanks filled."""
+    return Template((PACKAGE / template).read_text(encoding="utf-8")).substitute(blanks)
+
+
+def training_part(
+    run: Path, per_step: int, model: PixelBert, results: Results, photos: Sequence[Photo], scenes: Sequence[Scene]
+) -> str:
+    """What was trained here, and what it has learned.
+
+    Args:
         run: folder of the training run, whose metrics.jsonl and validation.jsonl give the curves.
         per_step: its pairs a step.
         model: what was trained.
         results: what was measured.
-        photos: all photos; their held-out captions are the candidates.
+        photos: all photos.
         scenes: held-out scenes; their first sentences are the candidates.
     """
     trained, checked = (read_lines(run / name) for name in ("metrics.jsonl", "validation.jsonl"))
-    pictures = [PIL.Image.open(photo.path).convert("RGB") for photo in photos[:SHOWN_PHOTOS]]
     pool = list(dict.fromkeys(scene.sentences[0] for scene in scenes[:CANDIDATES]))
-    captions = [photo.held_out for photo in photos]
     two = [scene for scene in scenes if len(scene.things) == 2][:ATTENDED_SCENES]
-    attended = [(scene.image, scene.sentences[0]) for scene in two]
-    attended += list(zip(pictures, captions, strict=False))[:ATTENDED_PHOTOS]
-    package = Path(__file__).parent
-    parts = {
-        "style": (package / "page.css").read_text(encoding="utf-8"),
-        "weights": f"{sum(p.numel() for p in model.model.parameters()) / 1e6:.1f}",
-        "course": course(trained, per_step),
-        "photo_count": len(photos),
-        "trained_captions": TRAINED,
-        "all_captions": TRAINED + 1,
-        "tiles": tiles(results),
-        "metrics": metrics(results),
-        "charts": charts(trained, checked, per_step) or "There is no log of this training.",
-        "best": BEST,
-        "scenes_shown": len(scenes[:SHOWN_SCENES]),
-        "scene_pool": len(pool),
-        "scene_count": len(scenes[:CANDIDATES]),
-        "scenes": "".join(
+    return filled(
+        "training.html",
+        weights=weights(model),
+        course=course(trained, per_step),
+        photo_count=len(photos),
+        trained_captions=TRAINED,
+        all_captions=TRAINED + 1,
+        tiles=tiles(training_tiles(results)),
+        metrics=metrics(results),
+        charts=charts(trained, checked, per_step) or "There is no log of this training.",
+        best=BEST,
+        scenes_shown=len(scenes[:SHOWN_SCENES]),
+        scene_pool=len(pool),
+        scene_count=len(scenes[:CANDIDATES]),
+        scenes="".join(
             scored(s.image, pool, model.match(s.image, pool)[0], [text in s.truths for text in pool])
             for s in scenes[:SHOWN_SCENES]
         ),
-        "photos_shown": len(pictures),
-        "photos": "".join(
-            scored(picture, captions, model.match(picture, captions)[0], [other is photo for other in photos])
-            for photo, picture in zip(photos, pictures, strict=False)
-        ),
-        "pointing_words": f"{results.pointing[0].words:,}",
-        "pointing": pointing(results),
-        "scenes_attended": len(two),
-        "photos_attended": len(attended) - len(two),
-        "full": f"{FULL:g}",
-        "attention": "".join(looked_at(model, picture, sentence) for picture, sentence in attended),
-        "model": escape(str(run / "final")),
-        "credits": credit(photos, pictures),
-    }
-    rows, _ = model.attend(scenes[0].image, scenes[0].sentences[0])[0].map.shape
-    page = Template((package / "page.html").read_text(encoding="utf-8"))
-    file.write_text(page.substitute(parts, patch=f"1/{rows}"), encoding="utf-8")
+        pointing_words=f"{results.pointing[0].words:,}",
+        pointing=pointing(results),
+        scenes_attended=len(two),
+        attention="".join(looked_at(model, scene.image, scene.sentences[0]) for scene in two),
+        patch=patch(model, scenes[0].image),
+    )
+
+
+def weights(model: PixelBert) -> str:
+    """Millions of them."""
+    return f"{sum(p.numel() for p in model.model.parameters()) / 1e6:.1f}"
+
+
+def patch(model: PixelBert, picture: PIL.Image.Image) -> str:
+    """The share of a picture's side that a grid pixel stands for."""
+    return f"1/{int(model.encode(picture).grid[0, 0])}"
 
 
 def read_lines(file: Path) -> list[Row]:
@@ -116,12 +131,17 @@ def course(trained: Sequence[Row], per_step: int) -> str:
     return f" on {count:,.0f} pairs of an image and a sentence, in {seconds / 60:.1f} minutes"
 
 
-def tiles(results: Results) -> str:
-    """The four figures that say most."""
+def tiles(figures: Sequence[tuple[str, str]]) -> str:
+    """The figures that say most, each with what it is."""
+    return "".join(f'<div class="tile"><b>{big}</b>{small}</div>' for big, small in figures)
+
+
+def training_tiles(results: Results) -> list[tuple[str, str]]:
+    """Of the model that was trained here."""
     scenes, photos = results.scenes, results.photos
     first, last = (layer.on_thing / layer.uniform for layer in (results.pointing[0], results.pointing[-1]))
     ranked = photos["retrieval_images"]
-    figures = [
+    return [
         (
             f"{scenes['itm_accuracy']:.0%}",
             f"of sentences judged rightly on scenes never seen; {scenes['itm_accuracy_blank']:.0%} with blank pixels",
@@ -145,7 +165,6 @@ def tiles(results: Results) -> str:
             f"first layer {first:.1f} times",
         ),
     ]
-    return "".join(f'<div class="tile"><b>{big}</b>{small}</div>' for big, small in figures)
 
 
 def metrics(results: Results) -> str:
@@ -236,13 +255,13 @@ def pointing(results: Results) -> str:
     )
 
 
-def credit(photos: Sequence[Photo], pictures: Sequence[PIL.Image.Image]) -> str:
+def credit(photos: Sequence[Photo]) -> str:
     """Where each photo shown comes from, and its licence."""
     return "\n".join(
-        f'<tr><td><img alt="" src="{inlined(picture, SMALL)}"></td><td>{escape(photo.path.name)}</td>'
+        f'<tr><td><img alt="" src="{inlined(photo.open(), SMALL)}"></td><td>{escape(photo.path.name)}</td>'
         f"<td>{link(photo.source)}</td><td>{escape(photo.licence)}</td>"
         f"<td>{escape(photo.changes)}; scaled again here, and recoloured under attention</td></tr>"
-        for photo, picture in zip(photos, pictures, strict=False)
+        for photo in photos
     )
 
 

@@ -11,6 +11,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import PIL.Image
+
+from pixelbert.data.images import open_image
 from pixelbert.data.prepare import prepare
 from pixelbert.data.sources.folder import Folder
 from pixelbert.errors import PixelBertError
@@ -33,6 +36,10 @@ class Photo:
     def held_out(self) -> str:
         """The caption that training does not see."""
         return self.captions[TRAINED]
+
+    def open(self) -> PIL.Image.Image:
+        """The picture."""
+        return open_image(self.path)
 
 
 def shipped_photos(folder: Path = PHOTOS) -> list[Photo]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pixelbert.model.configuration import PixelBertConfig
 
@@ -182,7 +183,7 @@ class Intermediate(nn.Module):
         return self.activation(self.dense(x))
 
 
-class Layer(nn.Module):
+class Layer(GradientCheckpointingLayer):
     """Attention, then the feed-forward network (eq. 3)."""
 
     def __init__(self, config: PixelBertConfig) -> None:

@@ -85,6 +85,7 @@ class PixelBertPreTrainedModel(PreTrainedModel):
     config_class = PixelBertConfig
     base_model_prefix = "pixelbert"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True  # of the transformer's layers and the CNN's blocks
 
     def encode_images(self, pixel_values: Tensor | Sequence[Tensor]) -> PixelFeatures:
         """Images to pixel embeddings (eq. 5); see `PixelBertModel.encode_images`."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def normalised(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(GradientCheckpointingLayer):
     """1x1, 3x3, 1x1 convolutions around a shortcut (He et al. 2016; grouped 3x3: Xie et al. 2017)."""
 
     expansion = 4

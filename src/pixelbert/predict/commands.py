@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from pixelbert.data.images import open_image
 from pixelbert.errors import PixelBertError
 from pixelbert.files import read_text, write_atomically
+from pixelbert.loading import SHIPPED
 from pixelbert.predict.pixelbert import PixelBert
 from pixelbert.predict.search import SHORTLIST, SearchIndex, index_photos, results_page
 
@@ -44,12 +45,13 @@ def positionals_last(parser: ArgumentParser, arguments: Sequence[str]) -> list[s
     return [*options, "--", *others] if others else options
 
 
-def common(parser: ArgumentParser, *positionals: tuple[str, str], checkpoint: str | None = None) -> None:
-    """The arguments of every command here; `checkpoint` says what stands for one that isn't given."""
+def common(parser: ArgumentParser, *positionals: tuple[str, str], checkpoint: str | None = SHIPPED) -> None:
+    """The arguments of every command here; `checkpoint` is taken if none is given."""
     for name, said in positionals:
         parser.add_argument(name, metavar=name.upper(), type=str, help=said)
-    said = "folder of a trained model (DIR/final of a run)" + (f"; {checkpoint} if left out" if checkpoint else "")
-    parser.add_argument("--checkpoint", type=str, required=checkpoint is None, help=said)
+    default = "the model that ships with the project" if checkpoint else "the index's own"
+    said = f"folder of a trained model (DIR/final of a run), or a hub name; {default} if left out"
+    parser.add_argument("--checkpoint", type=str, default=checkpoint, help=said)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--device", type=str, help="cuda, mps or cpu; the best there is by default")
     parser.add_argument("--precision", choices=("bf16", "fp32"), help="bf16 where the device has it, by default")
@@ -188,7 +190,7 @@ def index_command(args: Namespace) -> None:
 def search_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     common(
         parser, ("index", "a folder that `pixelbert index` made"), ("text", "a sentence, in quotes"),
-        checkpoint="the index's own",
+        checkpoint=None,
     )  # fmt: skip
     parser.add_argument("--top", type=int, default=10, help="photos to give")
     parser.add_argument("--shortlist", type=int, default=SHORTLIST, help="photos that the first stage hands on")

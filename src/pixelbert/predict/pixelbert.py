@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from pixelbert.data.processing import ImageInput, PixelBertProcessor
 from pixelbert.device import Precision, best_device, best_precision
 from pixelbert.errors import PixelBertError
-from pixelbert.loading import load_checkpoint
+from pixelbert.loading import SHIPPED, load_checkpoint
 from pixelbert.model.fine_tuning import (
     PixelBertForImageAndTextRetrieval,
     PixelBertForImagesAndTextClassification,
@@ -85,12 +85,13 @@ class PixelBert:
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: str | Path, device: str | None = None, precision: Precision | None = None
+        cls, checkpoint: str | Path = SHIPPED, device: str | None = None, precision: Precision | None = None
     ) -> PixelBert:
         """Load a checkpoint from a folder or a hub.
 
         Args:
-            checkpoint: a run's `final` folder, or a hub name; whichever of the four networks was saved there.
+            checkpoint: a run's `final` folder, or a hub name, whichever of the four networks was saved there; the model
+                that ships with the project by default.
             device: cuda, mps or cpu; the best there is if None.
             precision: bf16 where the device computes with it and fp32 elsewhere, if None. With fp32, scores are those
                 of the model's own forward.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError
-from pixelbert.loading import checkpoint_fingerprint
+from pixelbert.loading import SHIPPED, checkpoint_fingerprint
 from pixelbert.predict.pixelbert import PixelBert
 from pixelbert.predict.search import SearchIndex
 
@@ -19,7 +19,7 @@ STOPPING = 10  # seconds that requests have left to end in when the server is to
 
 
 def serve(
-    checkpoint: str,
+    checkpoint: str = SHIPPED,
     index: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -32,7 +32,8 @@ def serve(
     """Serve a trained model as a web page and an HTTP API, until Ctrl-C or SIGTERM.
 
     Args:
-        checkpoint: folder of a trained model (DIR/final of a run), or a hub name.
+        checkpoint: folder of a trained model (DIR/final of a run), or a hub name; the model that ships with the project
+            if left out.
         index: folder that `pixelbert index` wrote, for searching photos.
         host: address to listen on. Whoever reaches another than the default may use the model: there are no accounts.
         port: 0 for any that is free.

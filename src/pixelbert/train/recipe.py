@@ -29,8 +29,9 @@ class ModelRecipe:
     """The network and what it starts from. Sizes left null are those of `text_init`, or of BERT-base without it.
 
     Args:
-        checkpoint: a pixelbert checkpoint to start from; the shape of the network and the tokenizer are then its own,
-            and only `freeze_backbone`, `feature_cache` and `dropout` below still count. A new task has a new head.
+        checkpoint: a pixelbert checkpoint to start from ("shipped" is the one that ships with the project); the shape
+            of the network and the tokenizer are then its own, and only `freeze_backbone`, `feature_cache`,
+            `activation_checkpointing` and `dropout` below still count. A new task has a new head.
         backbone: the CNN: resnet50, resnext152_32x8d or resnet14_small.
         backbone_init: its weights, a torchvision or timm state dict (.safetensors or .pth); random if null.
         text_init: a transformers BERT checkpoint, a folder or a hub name (paper: bert-base-uncased); random if null.
@@ -42,6 +43,8 @@ class ModelRecipe:
         freeze_backbone: don't train the CNN.
         feature_cache: with a frozen CNN, a folder in which each image's features are stored the first time and read
             from then on; runs may share it. Null to run the CNN in every step.
+        activation_checkpointing: keep only what goes into each layer of the transformer and each block of the CNN, and
+            compute the rest again in the backward pass: larger images or batches in the same memory, for more time.
         pixel_layer_norm: LayerNorm after the projection of pixel features (not in the paper).
         pixel_positions: largest grid side with learned row and column positions; 0 for none, as in the paper.
         hidden_size: width of the transformer.
@@ -64,6 +67,7 @@ class ModelRecipe:
     batch_norm: Literal["frozen", "train"] = "frozen"
     freeze_backbone: bool = False
     feature_cache: str | None = None
+    activation_checkpointing: bool = False
     pixel_layer_norm: bool = False
     pixel_positions: int = 0
     hidden_size: int | None = None
@@ -77,6 +81,11 @@ class ModelRecipe:
         if self.checkpoint and (self.text_init or self.backbone_init):
             raise PixelBertError(
                 "model.checkpoint holds all weights; leave out model.text_init and model.backbone_init"
+            )
+        if self.activation_checkpointing and self.batch_norm == "train":
+            raise PixelBertError(
+                "model.activation_checkpointing computes the CNN twice, and with model.batch_norm: train its "
+                "statistics would count each batch twice; leave one of them out"
             )
         if self.feature_cache and not self.freeze_backbone:
             raise PixelBertError(

@@ -115,4 +115,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corp
         for norm in model.pixelbert.backbone.batch_norms():
             norm.requires_grad_(False)
     recipe.task.freeze_unused(model)
+    if recipe.model.activation_checkpointing:
+        before_5_23 = model.gradient_checkpointing_enable  # its name in earlier versions of transformers
+        getattr(model, "activation_checkpointing_enable", before_5_23)({"use_reentrant": False})
     return model, reports

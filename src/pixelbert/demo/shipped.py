@@ -1,0 +1,130 @@
+"""What the model that ships with the project makes of the shipped photos, none of which it has learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.table import Table
+
+from pixelbert.demo.report import BEST, filled, looked_at, patch, scored, tiles, weights
+from pixelbert.demo.sample import Photo
+from pixelbert.predict import PixelBert
+from pixelbert.predict.maps import FULL, inlined
+from pixelbert.predict.search import index_photos
+
+SHOWN = 8  # photos whose best-scoring captions are shown
+SEARCHES, FOUND = 4, 5  # captions that are searched for, and the photos shown of each search
+FILLED, GUESSES = 8, 3  # captions in which a word is masked, and words shown for it
+ATTENDED = 4  # photos whose attention is shown
+SIDE = 150  # pixels of a picture that was found
+
+Figures = dict[str, float | int]
+
+
+def shipped_part(model: PixelBert, photos: Sequence[Photo], figures: Figures) -> tuple[str, list[Photo]]:
+    """The part of the page, and the photos to be seen in it.
+
+    Args:
+        model: a pre-trained one.
+        photos: all photos; their held-out captions are the candidates.
+        figures: see `evaluate_pretraining`.
+    """
+    captions = [photo.held_out for photo in photos]
+    first, next_ones = photos[:SHOWN], photos[SHOWN : SHOWN + SEARCHES]
+    matched = model.match([photo.path for photo in first], captions)
+    by_name = {photo.path.name: photo for photo in photos}
+    with TemporaryDirectory() as folder:
+        index_photos(model, photos[0].path.parent, Path(folder))
+        found = [model.search(folder, photo.held_out, FOUND) for photo in next_ones]
+    searches = [[by_name[Path(image).name] for image, _ in best] for best in found]
+    part = filled(
+        "shipped.html",
+        weights=weights(model),
+        photo_count=len(photos),
+        tiles=tiles(shipped_tiles(figures)),
+        best=BEST,
+        photos_shown=len(first),
+        photos="".join(
+            scored(photo.open(), captions, scores, [other is photo for other in photos])
+            for photo, scores in zip(first, matched, strict=True)
+        ),
+        searches=len(next_ones),
+        found=FOUND,
+        searched="".join(searched(*each) for each in zip(next_ones, searches, strict=True)),
+        filled="\n".join(masked(model, *two) for two in pairwise(photos[: FILLED + 1])),
+        attention="".join(looked_at(model, photo.open(), photo.held_out) for photo in photos[:ATTENDED]),
+        patch=patch(model, photos[0].open()),
+        full=f"{FULL:g}",
+    )
+    shown = {id(photo) for photo in [*first, *next_ones, *(photo for best in searches for photo in best)]}
+    return part, [photo for photo in photos if id(photo) in shown]
+
+
+def shipped_tiles(figures: Figures) -> list[tuple[str, str]]:
+    """The figures that say most."""
+    ranked = figures["retrieval_images"]
+    found = [
+        (
+            f"{figures[f'{way}_r{k}']:.0%}",
+            f"of {queries} find their {item} {place} of {ranked}; chance {k / ranked:.1%}",
+        )
+        for way, queries, item in (("text_to_image", "captions", "photo"), ("image_to_text", "photos", "caption"))
+        for k, place in ((1, "first"), (5, "among the best 5"))
+    ]
+    return [
+        (
+            f"{figures['itm_accuracy']:.0%}",
+            f"of captions judged rightly, right ones and wrong; {figures['itm_accuracy_blank']:.0%} with blank photos",
+        ),
+        *found,
+    ]
+
+
+def shipped_table(figures: Figures) -> Table:
+    """The figures for the terminal."""
+    table = Table(f"{figures['examples']} photos never seen", "value", "control", "the control is")
+    table.add_row(
+        "ITM accuracy", f"{figures['itm_accuracy']:.3f}", f"{figures['itm_accuracy_blank']:.3f}", "blank (chance 0.5)"
+    )
+    table.add_row(
+        "MLM loss (lower is better)",
+        f"{figures['mlm_loss']:.3f}",
+        f"{figures['mlm_loss_other_photo']:.3f}",
+        "another photo",
+    )
+    ranked = figures["retrieval_images"]
+    for way in ("text_to_image", "image_to_text"):
+        for k in (1, 5, 10):
+            table.add_row(
+                f"{way.replace('_', ' ')} R@{k}", f"{figures[f'{way}_r{k}']:.3f}", f"{k / ranked:.3f}", "chance"
+            )
+    return table
+
+
+def searched(photo: Photo, found: Sequence[Photo]) -> str:
+    """A search and the photos that it found."""
+    figures = "".join(
+        f'<figure><img alt="" src="{inlined(other.open(), SIDE)}"><figcaption class="'
+        f'{"right" if other is photo else "wrong"}">{place}{" ✓" if other is photo else ""}</figcaption></figure>'
+        for place, other in enumerate(found, start=1)
+    )
+    return f'<div class="words"><p>{escape(photo.held_out)}</p><div class="row">{figures}</div></div>\n'
+
+
+def masked(model: PixelBert, photo: Photo, other: Photo) -> str:
+    """A caption with its longest word masked, and what is put there beside its own photo and beside another."""
+    words = photo.held_out.split()
+    word = max((word.strip(".,") for word in words), key=len)
+    text = photo.held_out.replace(word, model.processor.tokenizer.mask_token, 1)
+    guesses = [
+        ", ".join(f"{fill.token} {fill.score:.2f}" for fill in model.fill_mask(shown.path, text, GUESSES)[0])
+        for shown in (photo, other)
+    ]
+    return (
+        f'<tr><td><img alt="" src="{inlined(photo.open(), SIDE // 2)}"></td><td>{escape(text)}</td>'
+        f"<td>{escape(word)}</td><td>{escape(guesses[0])}</td><td>{escape(guesses[1])}</td></tr>"
+    )

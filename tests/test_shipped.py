@@ -1,0 +1,69 @@
+"""The checkpoint that ships with the project: whole, small, loaded by default, and it tells new photos apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pixelbert import PixelBert, PixelBertError, loading
+from pixelbert.demo.sample import shipped_photos
+from pixelbert.loading import SHIPPED, located, trained_on
+
+FOLDER = Path(located(SHIPPED))
+PHOTOS = 16
+
+
+@pytest.fixture(scope="module")
+def model() -> PixelBert:
+    return PixelBert.from_pretrained(precision="fp32")
+
+
+def test_it_is_small_and_in_half_precision() -> None:
+    assert (FOLDER / "model.safetensors").stat().st_size <= 95_000_000
+    weights = load_file(FOLDER / "model.safetensors")
+    kept = {name.rpartition(".")[2] for name, x in weights.items() if x.dtype == torch.float32}
+    assert kept == {"running_var"}
+    assert all(x.isfinite().all() for x in weights.values())
+
+
+def test_it_computes_in_single_precision(model: PixelBert) -> None:
+    assert {x.dtype for x in model.model.parameters()} == {torch.float32}
+
+
+def test_captions_of_photos_never_seen_are_told_apart(model: PixelBert) -> None:
+    """Chance is 1 of 16 for each."""
+    photos = shipped_photos()[:PHOTOS]
+    scores = model.match([photo.path for photo in photos], [photo.held_out for photo in photos])
+    own = np.arange(PHOTOS)
+    assert (scores.argmax(0) == own).sum() >= PHOTOS // 2
+    assert (scores.argmax(1) == own).sum() >= PHOTOS // 2
+    assert scores[own, own].mean() > 5 * scores[~np.eye(PHOTOS, dtype=bool)].mean()
+
+
+def test_a_masked_word_is_seen_in_the_photo(model: PixelBert) -> None:
+    photo = shipped_photos()[0]  # two men playing baseball
+    fills = model.fill_mask(photo.path, "two men playing [MASK] on a field", top=3)[0]
+    assert "baseball" in [fill.token for fill in fills]
+
+
+def test_it_says_what_it_learned_from_and_never_the_shipped_photos() -> None:
+    learned = trained_on(SHIPPED)
+    assert {(row["data"].rpartition("/")[2], row["split"]) for row in learned} == {
+        ("flickr8k", "train"),
+        ("coco_unshown", "restval"),  # prepared without the shipped photos
+    }
+    card = (FOLDER / "README.md").read_text()
+    for word in ("Flickr8k", "COCO", "research", "shipped_1.yaml", "shipped_2.yaml"):
+        assert word in card
+    assert json.loads((FOLDER / "config.json").read_text())["architectures"] == ["PixelBertForPreTraining"]
+
+
+def test_without_it_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "SHIPPED", "elsewhere")
+    with pytest.raises(PixelBertError, match="install the project from its repository"):
+        PixelBert.from_pretrained("elsewhere")

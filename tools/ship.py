@@ -1,0 +1,48 @@
+"""Make the checkpoint that ships with the project from a run's: weights in half precision, so that it stays small.
+
+    python tools/ship.py runs/shipped_2/final
+
+It writes src/pixelbert/shipped, but for the model card there, which is written by hand.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
+
+from pixelbert.loading import SHIPPED, TRAINED_ON, load_checkpoint
+
+LARGEST = 95_000_000  # bytes of the weights
+PACKAGE = Path(__file__).parent.parent / "src" / "pixelbert"
+
+
+def ship(checkpoint: Path, output: Path) -> None:
+    """Write a checkpoint in half precision. The variances of batch norm are beyond its largest number, 65,504, and stay
+    in float32.
+
+    Raises:
+        ValueError: it is too large, or some other weight is beyond half precision.
+    """
+    model, processor, _ = load_checkpoint(checkpoint, "cpu")
+    state = {name: x if name.endswith("running_var") else x.half() for name, x in model.state_dict().items()}
+    model.half().save_pretrained(output, state_dict=state)
+    processor.save_pretrained(output)
+    shutil.copy(checkpoint / TRAINED_ON, output)
+    weights = output / SAFE_WEIGHTS_NAME
+    size = weights.stat().st_size
+    beyond = [name for name, tensor in load_file(weights).items() if not tensor.isfinite().all()]
+    if size > LARGEST or beyond:
+        weights.unlink()
+        raise ValueError(f"{size:,} bytes of weights ({LARGEST:,} at most), not finite in half precision: {beyond}")
+    print(f"{output}: {size:,} bytes of weights")
+
+
+if __name__ == "__main__":
+    logging.disable_progress_bar()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="a run's `final` folder")
+    parser.add_argument("--output", type=Path, default=PACKAGE / SHIPPED, help="folder of the shipped checkpoint")
+    arguments = parser.parse_args()
+    ship(arguments.checkpoint, arguments.output)
