@@ -34,8 +34,10 @@ HOSTILE = "<script>alert('x')</script> & \"$style\" <img src=http://evil.example
 def model(tiny_config: Callable[..., PixelBertConfig]) -> PixelBert:
     """An untrained model that knows the words of scenes."""
     tokenizer = learn_tokenizer((text for i in range(60) for text in make_scene(i).sentences), 200)
-    processor = PixelBertProcessor(PixelBertImageProcessor(128, 128), tokenizer, max_length=24)
-    return PixelBert(PixelBertForPreTraining(tiny_config(vocab_size=len(tokenizer))), processor)
+    processor = PixelBertProcessor(PixelBertImageProcessor(128, 128), tokenizer, max_length=64)
+    return PixelBert(
+        PixelBertForPreTraining(tiny_config(vocab_size=len(tokenizer), max_position_embeddings=64)), processor
+    )
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +185,7 @@ def test_the_report_is_whole_safe_and_needs_no_network(
     page = Page(text)
     assert "script" not in page.tags
     assert HOSTILE in page.words
-    assert not re.search(r"\$[a-z]", page.words.replace(HOSTILE, "")), "a blank of the page was not filled"
+    assert not re.search(r"\$[a-z]", page.words.replace('"$style"', "")), "a blank of the page was not filled"
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     loads = [value for name, value in page.attributes if name in ("src", "srcset", "data", "poster", "xlink:href")]
     assert loads

@@ -55,7 +55,7 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md"]
 # Data that is made here, as the texts make it, and what else they prepare, of which nothing is trained or measured.
 OWN = {"prepared/mine", "prepared/questions"}
 OFFICIAL = {"prepared/coco", "prepared/flickr8k", "prepared/flickr30k", "prepared/visual_genome"}
-OFFICIAL |= {"prepared/vqa2", "prepared/nlvr2", "prepared/visual_genome_qa", "prepared/daquar"}
+OFFICIAL |= {"prepared/vqa2", "prepared/nlvr2", "prepared/visual_genome_qa", "prepared/daquar", "prepared/coco_unshown"}
 # A training that the texts name runs with this after it: the same recipe, a moment's work.
 SMALL = shlex.split(
     "--epochs 0.1 --optimizer.milestones [] --precision fp32 --trackers [] "
@@ -249,7 +249,7 @@ class Workspace:
                 runpy.run_path(str(ROOT / script), run_name="__main__")
             return
 
-        def parsed(parser: argparse.ArgumentParser) -> None:
+        def parsed(parser: argparse.ArgumentParser, *_: object) -> None:
             parse(parser, rest)
             raise Parsed
 
@@ -435,7 +435,7 @@ def workspace(
         torch.manual_seed(0)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.chdir(at)
-        for name in ("recipes", "examples"):
+        for name in ("recipes", "examples", "src"):
             (at / name).symlink_to(ROOT / name)
         write_own(at)
         write_official(at)

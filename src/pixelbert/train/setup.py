@@ -10,8 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
 from pixelbert.errors import PixelBertError
-from pixelbert.files import folder_or_hub_name
-from pixelbert.loading import load_checkpoint
+from pixelbert.loading import load_checkpoint, located
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.importing import LoadReport, bert_shape, load_backbone, load_bert
 from pixelbert.train.recipe import ModelRecipe, Recipe
@@ -32,7 +31,7 @@ def build_tokenizer(recipe: ModelRecipe, corpus: Corpus, folder: Path) -> PreTra
             aside.rename(folder)
         source = str(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder_or_hub_name(source), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(located(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise PixelBertError(
             f"{source}: no tokenizer can be read there ({error}); model.tokenizer takes a folder or a hub name of a "

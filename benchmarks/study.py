@@ -1,0 +1,144 @@
+"""Train the same thing in several ways, each with several seeds, and compare what comes of it: the tool for ablations.
+
+A study is a YAML file: the recipes of its stages, one after another; the arms, each saying what it changes in a stage;
+and the figures to compare, which are those of the last stage's last validation.
+
+    title: what a table and a plot are headed with
+    stages: {pretraining: pretraining.yaml, retrieval: retrieval.yaml}   # recipes, beside this file
+    measure: [text_to_image_r1, image_to_text_r1]
+    arms:
+      no pre-training: {pretraining: null}                # the stage is left out
+      matching alone: {pretraining: {task.mlm: false}}    # fields of the recipe
+      both: {}
+
+    python benchmarks/study.py benchmarks/studies/scenes_table6.yaml --output runs/table6 --json table6.json
+
+A stage starts from the model of the one before it (`model.checkpoint`). The same command again goes on where it was:
+finished runs are left alone. Arms take turns, so that whoever stops early has the first seeds of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from pixelbert import cli
+from pixelbert.files import read_json, write_atomically, write_json
+
+FROM_ELSEWHERE = ("backbone_init", "text_init")  # first weights, which a checkpoint takes the place of
+
+
+def train_stage(recipe: Path, changes: dict[str, Any], seed: int, output: Path, checkpoint: Path | None) -> None:
+    """`pixelbert train`; at once if that run is finished."""
+    options = {**changes, "seed": seed, "output": output}
+    if checkpoint is not None:
+        options["model.checkpoint"] = checkpoint
+        options |= {f"model.{name}": None for name in FROM_ELSEWHERE}
+    command = ["train", str(recipe)]
+    for name, value in options.items():
+        command += [f"--{name}", str(value) if isinstance(value, str | Path) else json.dumps(value)]
+    cli.main(command)
+
+
+def run_arm(study: dict[str, Any], folder: Path, arm: str, seed: int, output: Path) -> dict[str, float]:
+    """All stages of one arm with one seed.
+
+    Returns:
+        The last row of the last stage's validation, and the minutes that training took.
+    """
+    checkpoint, minutes = None, 0.0
+    for stage, recipe in study["stages"].items():
+        changes = (study["arms"][arm] or {}).get(stage, {})
+        if changes is None:
+            continue
+        run, started = output / arm.replace(" ", "_") / str(seed) / stage, time.monotonic()
+        train_stage(folder / recipe, changes, seed, run, checkpoint)
+        note = run / "minutes.json"  # of the start that did the work; a run that was halted counts from its last start
+        if not note.exists():
+            write_json(note, (time.monotonic() - started) / 60)
+        minutes += read_json(note)
+        checkpoint, last = run / "final", run / "validation.jsonl"
+    rows = [json.loads(line) for line in last.read_text(encoding="utf-8").splitlines()]
+    return {**rows[-1], "minutes": minutes}
+
+
+def summary(found: dict[str, dict[str, dict[str, float]]], names: list[str]) -> dict[str, Any]:
+    """Of each arm and figure: the values by seed, their mean and standard deviation."""
+    result: dict[str, Any] = {}
+    for arm, seeds in found.items():
+        result[arm] = {}
+        for name in dict.fromkeys([*names, "minutes"]):
+            values = [row[name] for row in seeds.values()]
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            result[arm][name] = {"values": values, "mean": statistics.mean(values), "sd": spread}
+    return result
+
+
+def markdown(title: str, result: dict[str, Any], names: list[str]) -> str:
+    """The table: mean and standard deviation over seeds."""
+    lines = [f"# {title}", "", f"| | {' | '.join(name.replace('_', ' ') for name in names)} | seeds |"]
+    lines.append("| --- |" + " ---: |" * (len(names) + 1))
+    for arm, figures in result.items():
+        cells = []
+        for name in names:
+            mean, spread = figures[name]["mean"], figures[name]["sd"]
+            cells.append(f"{mean:.3f}" + (f" ± {spread:.3f}" if spread is not None else ""))
+        lines.append(f"| {arm} | {' | '.join(cells)} | {len(figures[names[0]]['values'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(title: str, result: dict[str, Any], names: list[str], file: Path) -> None:
+    """A dot for each seed and a bar at the mean, figure by figure."""
+    figure = Figure(figsize=(4.5 * len(names) + 2, 0.45 * len(result) + 1.3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
+        for place, figures in enumerate(result.values()):
+            values = figures[name]["values"]
+            axes.plot(values, [place] * len(values), "o", color="#2563c9", alpha=0.7)
+            axes.plot(figures[name]["mean"], place, "|", color="#1c2430", markersize=18)
+        axes.set_title(name.replace("_", " "), loc="left", fontsize=10)
+        axes.grid(axis="x", color="#dde3e9")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.set_yticks(range(len(result)), list(result))
+    axes.invert_yaxis()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="the YAML file")
+    parser.add_argument("--output", type=Path, required=True, help="folder for all runs; the same again goes on")
+    parser.add_argument("--json", type=Path, help="file for the figures; a table (.md) and a plot (.png) go beside it")
+    parser.add_argument("--seeds", type=int, default=3, help="of each arm")
+    parser.add_argument("--arms", nargs="*", help="some of them; all if left out")
+    args = parser.parse_args(arguments)
+    study = yaml.safe_load(args.study.read_text(encoding="utf-8"))
+    unknown = set(args.arms or ()) - set(study["arms"])
+    if unknown:
+        parser.error(f"{args.study} has no arm {', '.join(sorted(unknown))}; it has {', '.join(study['arms'])}")
+    found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in args.arms or study["arms"]}
+    total, names = args.seeds * len(found), study["measure"]
+    for seed in range(args.seeds):
+        for arm, seeds in found.items():
+            print(f"== {arm}, seed {seed}: {sum(map(len, found.values())) + 1} of {total}", flush=True)
+            seeds[str(seed)] = run_arm(study, args.study.parent, arm, seed, args.output)
+        result = summary(found, names)
+        table = markdown(study["title"], result, names)
+        print(table, flush=True)
+        if args.json:
+            write_json(args.json, {"study": study, "figures": result})
+            write_atomically(args.json.with_suffix(".md"), table)
+            plot(study["title"], result, names, args.json.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The tool for ablations: chains of real, tiny trainings, and what is made of their figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
+
+
+def run(study: Path, output: Path, *options: str) -> None:
+    spec = importlib.util.spec_from_file_location("study", ROOT / "benchmarks" / "study.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([str(study), "--output", str(output), *options])
+
+
+def tiny(name: str, **changes: Any) -> dict[str, Any]:
+    """One of the recipes of the studies, a moment's work."""
+    recipe = yaml.safe_load((ROOT / "benchmarks" / "studies" / name).read_text())
+    recipe["model"] |= {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    recipe["data"] |= {"train": ["scenes:0-12"], "validation": ["scenes:100000-100004"]}
+    recipe["data"] |= {"shortest_edge": 64, "longest_edge": 64}
+    recipe["optimizer"] |= {"milestones": []}
+    return recipe | {"epochs": 0.5, "evaluate_examples": 9} | changes
+
+
+def test_a_study_goes_from_recipes_to_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("scenes_pretraining.yaml", "scenes_retrieval.yaml"):
+        (tmp_path / name).write_text(yaml.safe_dump(tiny(name)))
+    study = yaml.safe_load((ROOT / "benchmarks" / "studies" / "scenes_table6.yaml").read_text())
+    study["arms"] = {"none": {"pretraining": None}, "matching alone": {"pretraining": {"task.mlm": False}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    options = ("--seeds", "2", "--json", str(tmp_path / "figures.json"))
+    run(tmp_path / "study.yaml", tmp_path / "runs", *options)
+    assert not (tmp_path / "runs" / "none" / "0" / "pretraining").exists()
+    learned = yaml.safe_load((tmp_path / "runs" / "matching_alone" / "1" / "pretraining" / "recipe.yaml").read_text())
+    assert (learned["task"]["mlm"], learned["seed"]) == (False, 1)
+    ranked = yaml.safe_load((tmp_path / "runs" / "matching_alone" / "1" / "retrieval" / "recipe.yaml").read_text())
+    assert ranked["model"]["checkpoint"].endswith("matching_alone/1/pretraining/final")
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    for arm in ("none", "matching alone"):
+        found = figures[arm]["text_to_image_r1"]
+        last = [
+            json.loads(file.read_text().splitlines()[-1])["text_to_image_r1"]
+            for file in sorted((tmp_path / "runs" / arm.replace(" ", "_")).glob("*/retrieval/validation.jsonl"))
+        ]
+        assert found["values"] == last
+        assert found["mean"] == pytest.approx(statistics.mean(last))
+        assert found["sd"] == pytest.approx(statistics.stdev(last))
+        assert f"| {arm} | {found['mean']:.3f} ± {found['sd']:.3f} |" in (tmp_path / "figures.md").read_text()
+    assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG")
+
+    weights = [(file, file.stat().st_mtime_ns) for file in (tmp_path / "runs").rglob("final/model.safetensors")]
+    run(tmp_path / "study.yaml", tmp_path / "runs", *options)  # finished runs are left alone
+    assert len(weights) == 6
+    assert all(file.stat().st_mtime_ns == changed for file, changed in weights)
+    assert json.loads((tmp_path / "figures.json").read_text())["figures"] == figures
+    with pytest.raises(SystemExit):
+        run(tmp_path / "study.yaml", tmp_path / "runs", "--arms", "nun")
+    assert "has no arm nun; it has none, matching alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", [file for file in STUDIES if "arms" in yaml.safe_load(file.read_text())])
+def test_the_studies_name_recipes_and_stages_that_there_are(file: Path) -> None:
+    study = yaml.safe_load(file.read_text())
+    assert all((file.parent / recipe).is_file() for recipe in study["stages"].values())
+    assert all(set(changes) <= set(study["stages"]) for changes in study["arms"].values())
