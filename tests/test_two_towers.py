@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pixelbert import PixelBertConfig
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
@@ -17,7 +20,7 @@ from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import load_checkpoint
 from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval
-from pixelbert.model.heads import TwoTowerHead
+from pixelbert.model.heads import TwoTowerHead, handed_round
 from pixelbert.model.modeling import Contrast, PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.tasks.pretraining import Pretraining, PretrainingData
@@ -65,7 +68,7 @@ class TestLoss:
                 right = rivals.index(own)
                 for scores in (to_image, to_text):
                     expected += (np.log(np.exp(scores - scores[right]).sum())) / 2
-        found = head.contrast(*map(torch.from_numpy, (text, image, index)), 3)
+        found = head.contrast(head.rivals(*map(torch.from_numpy, (text, image, index)), 3))
         assert found.item() == pytest.approx(expected, rel=1e-5)
 
     def test_scale_is_bounded(self, tiny_config: Callable) -> None:
@@ -95,7 +98,7 @@ def test_vectors_depend_on_nothing_beside_them(tiny_model: MakeModel) -> None:
 
 
 class TestGroups:
-    @pytest.mark.parametrize("task", [{}, {"mlm": False, "itm": False}])
+    @pytest.mark.parametrize("task", [{}, {"mlm": False, "itm": False}, {"near_mismatches": True}])
     def test_the_same_groups_on_any_number_of_devices(
         self, corpus: Corpus, processor: PixelBertProcessor, task: dict
     ) -> None:
@@ -104,9 +107,13 @@ class TestGroups:
             for rank in range(world):
                 data = make_data(corpus, processor, rank, world, micro, **task)
                 for m in range(data.micro_batches()):
-                    given: Contrast = data.batch(3, m).inputs["contrast"]
-                    sentences = [tuple(row[row > 0].tolist()) for row in given.input_ids]
-                    found += [tuple(sentences[i : i + 4]) for i in range(0, len(sentences), 4)]
+                    contrast: Contrast = data.batch(3, m).inputs["contrast"]
+                    sentences = [tuple(row[row > 0].tolist()) for row in contrast.input_ids]
+                    orders = [()] * len(sentences) if contrast.order is None else contrast.order.tolist()
+                    found += [
+                        (tuple(sentences[i : i + 4]), tuple(order))
+                        for i, order in zip(range(0, len(sentences), 4), orders, strict=False)
+                    ]
             return found
 
         whole = groups(1, 64)
@@ -148,6 +155,60 @@ class TestGroups:
             make_data(corpus, processor, micro=12)
         with pytest.raises(PixelBertError, match=r"contrast is 1"):
             Pretraining(contrast=1)
+
+
+class TestNearMismatches:
+    def test_worked_out_by_hand(self) -> None:
+        logits = torch.tensor([[9.0, 5.0, 4.0], [7.0, 9.0, 6.0], [1.0, 8.0, 9.0]])  # (texts, images)
+        rounds = {(0, 1, 2): [1, 2, 0], (1, 0, 2): [1, 2, 0], (2, 0, 1): [2, 0, 1], (2, 1, 0): [0, 2, 1]}
+        for order, expected in rounds.items():
+            found = handed_round(logits[None], torch.tensor([order]))[0].tolist()
+            assert found == expected, order
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(images=st.lists(st.integers(0, 5), min_size=2, max_size=9), seed=st.integers(0, 999))
+    def test_every_sentence_once_and_none_with_its_own_image(self, images: list[int], seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        text, image = (torch.randn(n, 4, generator=generator) for n in (len(images), 6))
+        head = TwoTowerHead(PixelBertConfig(hidden_size=8, num_attention_heads=2, tower_size=4))
+        index, order = torch.tensor(images), torch.randperm(len(images), generator=generator)[None]
+        found = handed_round(head.rivals(text, image, index, len(images)), order)[0].tolist()
+        given = [sentence for place, sentence in enumerate(found) if sentence != place]
+        assert len(given) == len(set(given))
+        assert all(images[sentence] != images[place] for place, sentence in enumerate(found) if sentence != place)
+        first = int(order[0, 0])
+        others = [i for i in range(len(images)) if images[i] != images[first]]
+        if others:
+            assert found[first] == max(others, key=lambda i: float(text[i] @ image[images[first]]))
+
+    def test_the_network_scores_what_was_handed_round(
+        self, corpus: Corpus, processor: PixelBertProcessor, tiny_model: MakeModel
+    ) -> None:
+        model = tiny_model(vocab_size=300, tower_size=16)
+        batch = make_data(corpus, processor, near_mismatches=True).batch(0, 0)
+        plain = make_data(corpus, processor).batch(0, 0)
+        given = batch.inputs["contrast"]
+        assert given.order.sort(1).values.tolist() == [[0, 1, 2, 3]] * 4
+        with torch.no_grad():
+            features = model.pixelbert.encode_images(batch.inputs["pixel_values"])
+            near = handed_round(model.pixelbert.rivals(features, given), given.order).flatten().tolist()
+            expected = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in plain.inputs.items()}
+            labels = expected["match_labels"]
+            matched = [i for i, label in enumerate(labels) if label == 1]
+            for n, row in enumerate(i for i, label in enumerate(labels) if label == 0):
+                source = matched[n // 4 * 4 + near[n]]
+                expected["input_ids"][row] = plain.inputs["input_ids"][source]
+                expected["attention_mask"][row] = plain.inputs["attention_mask"][source]
+            found, wanted, random = (model(**inputs) for inputs in (batch.inputs, expected, plain.inputs))
+        torch.testing.assert_close(found.match_logits, wanted.match_logits, rtol=0, atol=1e-5)
+        assert (found.match_logits - random.match_logits).abs().max() > 1e-3
+        torch.testing.assert_close(found.mlm_loss, random.mlm_loss)  # of matched pairs alone
+        torch.testing.assert_close(found.contrastive_loss, random.contrastive_loss)
+
+    def test_it_needs_groups(self) -> None:
+        for wrong in ({"contrast": 0}, {"contrast": 4, "itm": False}, {"contrast": 4, "mlm_on_mismatched": True}):
+            with pytest.raises(PixelBertError, match=r"task\.near_mismatches"):
+                Pretraining(near_mismatches=True, **wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("blank", [False, True])

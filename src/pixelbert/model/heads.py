@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,23 +104,34 @@ class TwoTowerHead(nn.Module):
         """The mean of an image's pixels (I, K, D), those in the mask (I, K) -> (I, E), of length 1."""
         return F.normalize(self.image(masked_mean(pixels, mask)).float(), dim=-1)
 
-    def contrast(self, text: Tensor, image: Tensor, image_index: Tensor, group: int) -> Tensor:
-        """Each sentence finds its image among those of its group, and each image its sentence.
+    def rivals(self, text: Tensor, image: Tensor, image_index: Tensor, group: int) -> Tensor:
+        """What each sentence of a group scores with the image of each; other sentences of one image are no rivals.
 
         Args:
             text: (P, E) vectors of sentences, group after group of `group` each.
             image: (I, E) vectors of images.
-            image_index: (P,) the image of each sentence. Other sentences of one image don't count as wrong.
+            image_index: (P,) the image of each sentence.
+
+        Returns:
+            (groups, texts, images) logits, minus infinity for another sentence of the same image.
+        """
+        own = image_index.view(-1, group)
+        with torch.autocast(own.device.type, enabled=False):  # rounded products would tie
+            logits = self.scale() * text.view(-1, group, text.shape[1]) @ image[own].transpose(1, 2)
+        same_image = (own[:, :, None] == own[:, None, :]) & ~torch.eye(group, dtype=torch.bool, device=own.device)
+        return logits.masked_fill(same_image, -torch.inf)
+
+    @staticmethod
+    def contrast(logits: Tensor) -> Tensor:
+        """Each sentence finds its image among those of its group, and each image its sentence.
+
+        Args:
+            logits: of `rivals`.
 
         Returns:
             The cross-entropies of both directions, their mean summed over sentences.
         """
-        own = image_index.view(-1, group)
-        with torch.autocast(own.device.type, enabled=False):  # rounded products would tie
-            logits = self.scale() * text.view(-1, group, text.shape[1]) @ image[own].transpose(1, 2)  # (g, text, image)
-        same_image = (own[:, :, None] == own[:, None, :]) & ~torch.eye(group, dtype=torch.bool, device=own.device)
-        logits = logits.masked_fill(same_image, -torch.inf)
-        right = torch.arange(group, device=own.device).expand(len(own), -1)
+        right = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
         of_texts = F.cross_entropy(logits.transpose(1, 2), right, reduction="sum")  # classes stand second
         of_images = F.cross_entropy(logits, right, reduction="sum")
         return (of_texts + of_images) / 2
@@ -133,3 +145,28 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """The mean over a sequence (n, L, D) of what is in the mask (n, L) -> (n, D)."""
     weights = mask.float()[..., None]
     return ((x.float() * weights).sum(1) / weights.sum(1)).to(x.dtype)
+
+
+def handed_round(logits: Tensor, order: Tensor) -> Tensor:
+    """The sentences of each group, handed to images that they don't belong to but come near.
+
+    One image after another, in a random order, takes the sentence that scores highest with it among those still left.
+    So each sentence is mismatched as often as it is matched, once: that it lies near many images says nothing.
+
+    Args:
+        logits: (groups, texts, images) of `TwoTowerHead.rivals`.
+        order: (groups, images) the order in which images choose.
+
+    Returns:
+        (groups, images) the sentence of each; its own number for an image that finds none left.
+    """
+    scores = logits.detach().float().masked_fill(torch.eye(logits.shape[1], device=logits.device).bool(), -torch.inf)
+    table, turns = scores.cpu().numpy(), order.cpu().numpy()
+    taken = np.tile(np.arange(table.shape[2]), (len(table), 1))
+    for group, images in enumerate(turns):
+        for image in images:
+            best = int(table[group, :, image].argmax())
+            if np.isfinite(table[group, best, image]):
+                taken[group, image] = best
+                table[group, best] = -np.inf
+    return torch.from_numpy(taken).to(logits.device)

@@ -18,7 +18,13 @@ from transformers.modeling_outputs import ModelOutput
 
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.encoder import Encoder, Pooler, TextEmbeddings
-from pixelbert.model.heads import BiasedLinear, ImageTextMatchingHead, MaskedLanguageModelHead, TwoTowerHead
+from pixelbert.model.heads import (
+    BiasedLinear,
+    ImageTextMatchingHead,
+    MaskedLanguageModelHead,
+    TwoTowerHead,
+    handed_round,
+)
 from pixelbert.model.pixels import PixelEmbedding, PixelFeatures, gather_pixels, grid_features
 from pixelbert.model.resnet import BACKBONES, ResNet
 
@@ -50,12 +56,15 @@ class Contrast(NamedTuple):
         attention_mask: (P, L).
         image_index: (P,) the image of each sentence.
         group: sentences in a group.
+        order: (groups, group) the order in which the images of a group choose their mismatched sentence among its own
+            (see `handed_round`); None to leave the mismatched pairs as they are.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     image_index: Tensor
     group: int
+    order: Tensor | None = None
 
 
 @dataclass
@@ -172,12 +181,12 @@ class PixelBertModel(PixelBertPreTrainedModel):
         words, _ = self.encoder(self.embeddings(input_ids), mask)
         return self._towers().embed_text(words, mask)
 
-    def contrast(self, features: PixelFeatures | None, given: Contrast) -> Tensor:
-        """The contrastive loss of the two-tower head; see `TwoTowerHead.contrast`."""
+    def rivals(self, features: PixelFeatures | None, given: Contrast) -> Tensor:
+        """(groups, texts, images) what the two-tower head makes of each group; see `TwoTowerHead.rivals`."""
         if features is None:
             raise ValueError("contrast needs images")
         texts = self.embed_texts(given.input_ids, given.attention_mask)
-        return self._towers().contrast(texts, self.embed_images(features), given.image_index, given.group)
+        return self._towers().rivals(texts, self.embed_images(features), given.image_index, given.group)
 
     def tower_logits(
         self, features: PixelFeatures, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor
@@ -287,9 +296,17 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
             features = self.encode_images(pixel_values)
         elif trunk_features is not None:
             features = self.pixelbert.pixel_embedding(trunk_features)
-        contrastive_loss = None if contrast is None else self.pixelbert.contrast(features, contrast)
-        if input_ids is None and contrast is not None:
-            return PixelBertForPreTrainingOutput(contrastive_loss=contrastive_loss)
+        contrastive_loss = None
+        if contrast is not None:
+            rivals = self.pixelbert.rivals(features, contrast)
+            contrastive_loss = TwoTowerHead.contrast(rivals)
+            if input_ids is None:
+                return PixelBertForPreTrainingOutput(contrastive_loss=contrastive_loss)
+            if contrast.order is not None and match_labels is not None:
+                near = handed_round(rivals, contrast.order)
+                rows = mismatched_rows(near, match_labels)
+                input_ids = input_ids[rows]
+                attention_mask = None if attention_mask is None else attention_mask[rows]
         words_read = token_labels is not None or output_token_logits
         output = self.pixelbert(
             features,
@@ -316,6 +333,29 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         if match_labels is not None:
             result.itm_loss = F.binary_cross_entropy_with_logits(match_logits, match_labels.float(), reduction="sum")
         return result
+
+
+def mismatched_rows(sentences: Tensor, match_labels: Tensor) -> Tensor:
+    """Which row's sentence each row of a batch gets, where mismatched pairs take those of matched ones.
+
+    Args:
+        sentences: (groups, group) of `handed_round`, of the matched pairs in their order.
+        match_labels: (P,) 1 at matched pairs and 0 at mismatched ones, of which the n-th is of the n-th matched one's
+            image.
+
+    Returns:
+        (P,) indices.
+    """
+    rows = torch.arange(len(match_labels), device=match_labels.device)
+    matched, mismatched = rows[match_labels > 0.5], rows[match_labels <= 0.5]
+    groups, group = sentences.shape
+    first = torch.arange(groups, device=rows.device)[:, None] * group
+    own = torch.arange(group, device=rows.device)
+    found = matched[(first + sentences).flatten()]
+    rows[mismatched] = torch.where(
+        (sentences == own).flatten(), mismatched, found
+    )  # who found none keeps the random one
+    return rows
 
 
 AutoConfig.register("pixelbert", PixelBertConfig)

@@ -49,6 +49,9 @@ class Pretraining(Task):
         contrast: teach a two-tower head too (not in the paper), by which a search short-lists: each sentence finds its
             image among those of so many matched pairs, and the reverse. 0 to leave it out. A group is never divided, so
             `batch_size` and `micro_batch_size` hold whole ones.
+        near_mismatches: the mismatched sentences of a contrastive group are not drawn at random but its own, handed to
+            images that the two-tower head finds them near (not in the paper; hard negatives in the manner of ALBEF,
+            arXiv:2107.07651). Each is mismatched once, so that nothing but the image tells. For ranking.
         tower_size: width of the two-tower head's vectors.
     """
 
@@ -60,6 +63,7 @@ class Pretraining(Task):
     mlm_on_mismatched: bool = False
     mismatched_from_same_split: bool = False
     contrast: int = 0
+    near_mismatches: bool = False
     tower_size: int = 256
 
     reads: ClassVar[str] = "captions"
@@ -72,6 +76,11 @@ class Pretraining(Task):
             raise PixelBertError(
                 f"task.contrast is {self.contrast} and task.tower_size {self.tower_size}; expected 2 or more pairs, or "
                 "0 for none, and a positive width"
+            )
+        if self.near_mismatches and (not self.contrast or not self.itm or self.mlm_on_mismatched):
+            raise PixelBertError(
+                "task.near_mismatches takes mismatched sentences from contrastive groups: it needs task.contrast and "
+                "task.itm, and masked words on matched pairs alone"
             )
         if not 0 < self.mask_probability < 1:
             raise PixelBertError(f"task.mask_probability is {self.mask_probability}; expected between 0 and 1")
@@ -159,6 +168,7 @@ class Pair(NamedTuple):
         labels: (L,) true tokens where masked, -100 elsewhere.
         whole: (L,) tokens before any were masked.
         pixels: (k,) sampled pixels, None for all.
+        turn: by which the images of a contrastive group choose among its sentences, the lowest first.
     """
 
     example: int
@@ -168,6 +178,7 @@ class Pair(NamedTuple):
     labels: np.ndarray
     whole: np.ndarray
     pixels: np.ndarray | None
+    turn: float
 
     @property
     def length(self) -> int:
@@ -239,7 +250,7 @@ class PretrainingData(StepData[Pair]):
         # Both pairs of an example are mirrored or neither, so that the mirroring tells nothing about the match.
         view = self.view(draw, image, one_sided=names_a_side(self.corpus.text(draw.example)))
         pixels = sample_pixels(self.photos.grid_pixels(image), self.task.pixels, rng)
-        return Pair(draw.example, view, role == 0, ids, labels, whole, pixels)
+        return Pair(draw.example, view, role == 0, ids, labels, whole, pixels, rng.random())
 
     def in_step(self, rows: Sequence[Pair]) -> dict[str, int]:
         """Pairs, masked tokens with a label, and matched pairs."""
@@ -266,7 +277,13 @@ class PretrainingData(StepData[Pair]):
         """The matched sentences as they are, for the two-tower head."""
         matched = [i for i, pair in enumerate(rows) if pair.matched]
         text = text_inputs([rows[i].whole for i in matched], self.processor.tokenizer.pad_token_id)
-        return Contrast(text["input_ids"], text["attention_mask"], image_index[matched], self.task.contrast)
+        order = self._choosing(rows, matched) if self.task.near_mismatches else None
+        return Contrast(text["input_ids"], text["attention_mask"], image_index[matched], self.task.contrast, order)
+
+    def _choosing(self, rows: Sequence[Pair], matched: Sequence[int]) -> Tensor:
+        """(groups, group) the order in which the images of each group choose: that of a number drawn for each pair."""
+        drawn = torch.tensor([rows[i].turn for i in matched])
+        return drawn.view(-1, self.task.contrast).argsort(1)
 
     def _pixel_index(self, rows: Sequence[Pair]) -> Tensor:
         """(P, k): each pair's sampled pixels; an image with fewer keeps all, then -1."""
