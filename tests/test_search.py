@@ -61,15 +61,18 @@ def names(index: Path) -> list[str]:
     return [opened.path(i).name for i in opened.ids()]
 
 
-def test_without_a_short_list_the_ranking_is_that_of_match(model: PixelBert, photos: Path, tmp_path: Path) -> None:
+def test_without_a_short_list_all_are_ranked_by_match_and_towers(model: PixelBert, photos: Path, tmp_path: Path) -> None:
     done = index_photos(model, photos, tmp_path / "index")
     assert done == (20, 20, 0, {})
     found = model.search(tmp_path / "index", TEXT, top=20, shortlist=None)
     scores = {image: float(model.match(image, TEXT)[0, 0]) for image, _ in found}
     assert len(scores) == 20
     assert [one.score for one in found] == pytest.approx(list(scores.values()), abs=1e-5)
-    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
-    assert found[0].score > found[-1].score + 1e-3
+    vectors = model.embed_images(model.encode([one.image for one in found]))
+    p = np.array([one.score for one in found], dtype=np.float64)
+    both = np.log(p / (1 - p)) + vectors @ model.embed_text(TEXT) * model.tower_scale
+    assert (np.diff(both) < 1e-4).all()
+    assert both[0] > both[-1] + 1e-3
     assert model.search(tmp_path / "index", TEXT, top=3, shortlist=None) == found[:3]
 
 

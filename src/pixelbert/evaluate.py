@@ -67,6 +67,11 @@ class Evaluation:
         """Whether the model can short-list."""
         return self.model.pixelbert.towers is not None
 
+    @property
+    def tower_scale(self) -> float:
+        """What makes the two-tower head's cosines logits, which can be added to the joint scores."""
+        return float(self.model.pixelbert.towers.scale())
+
     def score(self, name: str, captions: list[int], images: list[int], wanted: np.ndarray | None = None) -> np.memmap:
         """(captions, images) joint scores of all pairs or those wanted, in a file of the folder."""
         with self.share.first_alone():
@@ -373,13 +378,15 @@ def estimate_retrieval(
             result[f"{way}_r{k}_standard_error"] = (recall * (1 - recall) / number) ** 0.5
         if run.has_towers:
             first = tower_scores(run.model, run.processor, run.photos, rows, columns, precision=run.precision)
-            turned = (scores, first) if way == "text_to_image" else (scores.T, first.T)
+            both = scores + run.tower_scale * first
+            turned = (both, first) if way == "text_to_image" else (both.T, first.T)
             result |= kept_by_shortlist(*turned, way)
     return result
 
 
 def evaluate_shortlist(run: Evaluation, images: int | None, captions_per_image: int, size: int) -> dict[str, Any]:
-    """Recall both ways as a search finds: the two-tower head short-lists, the joint score ranks the list."""
+    """Recall both ways as a search finds: the two-tower head short-lists; the joint score ranks the list, or it and the
+    head's own together (`both_`), which is what a search does."""
     if not run.has_towers:
         raise PixelBertError("this checkpoint has no two-tower head to short-list by: leave out --shortlist")
     captions, shown = gallery(run.corpus, images, captions_per_image)
@@ -387,9 +394,11 @@ def evaluate_shortlist(run: Evaluation, images: int | None, captions_per_image: 
     of_texts, of_images = shortlisted(first, size), shortlisted(first.T, size).T
     scores = run.score("scores_shortlist", captions, shown, of_texts | of_images)
     result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions), "shortlist": size}
-    for way, chosen in (("text_to_image", of_texts), ("image_to_text", of_images)):
-        found = all_pairs_recall(run.corpus, captions, shown, two_stage(scores, first, chosen))
-        result |= {name: value for name, value in found.items() if name.startswith(way)}
+    both = scores + run.tower_scale * first
+    for ranked_by, exact in (("", scores), ("both_", both)):
+        for way, chosen in (("text_to_image", of_texts), ("image_to_text", of_images)):
+            found = all_pairs_recall(run.corpus, captions, shown, two_stage(exact, first, chosen))
+            result |= {f"{ranked_by}{name}": value for name, value in found.items() if name.startswith(way)}
     towers = all_pairs_recall(run.corpus, captions, shown, first)
     return result | {f"tower_{name}": value for name, value in towers.items()}
 
@@ -403,9 +412,12 @@ def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: 
     if run.has_towers:
         first = tower_scores(run.model, run.processor, run.photos, captions, shown, precision=run.precision)
         towers = all_pairs_recall(run.corpus, captions, shown, first)
+        both = scores + run.tower_scale * first
+        found = all_pairs_recall(run.corpus, captions, shown, both)
         result |= {f"tower_{name}": value for name, value in towers.items()}
-        result |= kept_by_shortlist(scores, first, "text_to_image")
-        result |= kept_by_shortlist(scores.T, first.T, "image_to_text")
+        result |= {f"both_{name}": value for name, value in found.items()}
+        result |= kept_by_shortlist(both, first, "text_to_image")
+        result |= kept_by_shortlist(both.T, first.T, "image_to_text")
     if folds:
         column = {image: i for i, image in enumerate(shown)}
         owner = np.array([column[int(run.corpus.image_of[e])] for e in captions])
@@ -451,11 +463,6 @@ def print_table(result: dict[str, Any]) -> None:
                     meaning += f"; {result[f'{way}_queries']} queries, standard error {error:.3f}"
                 row(f"{way.replace('_', ' ')} R@{k}", f"{way}_r{k}", chance, meaning)
     for key in result:
-        if (
-            key.endswith("_folds")
-            or "_kept_by_" in key
-            or key.startswith("tower_text")
-            or key.startswith("tower_image_")
-        ):
+        if key.endswith("_folds") or "_kept_by_" in key or key.startswith(("tower_text", "tower_image_", "both_")):
             row(key.replace("_", " "), key)
     console.print(table)

@@ -127,7 +127,8 @@ class PixelBert:
         for first in range(0, len(photos), IMAGES_AT_ONCE):
             some = photos[first : first + IMAGES_AT_ONCE]
             pairs = [(i, t) for i in range(len(some)) for t in range(len(ids))]
-            scores[first : first + len(some)] = self._score(self._encode(some), ids, pairs).reshape(len(some), len(ids))
+            logits = self._score(self._encode(some), ids, pairs)
+            scores[first : first + len(some)] = probabilities(logits).reshape(len(some), len(ids))
         return scores
 
     @torch.inference_mode()
@@ -150,14 +151,14 @@ class PixelBert:
             counts = [len(texts) for _, texts in some]
             ids = self._tokens([text for _, texts in some for text in texts])
             pairs = list(zip(np.repeat(np.arange(len(some)), counts).tolist(), range(len(ids)), strict=True))
-            scores = self._score(self.encode([image for image, _ in some]), ids, pairs)
-            found += np.split(scores, np.cumsum(counts)[:-1])
+            logits = self._score(self.encode([image for image, _ in some]), ids, pairs)
+            found += np.split(probabilities(logits), np.cumsum(counts)[:-1])
         return found
 
     def _score(
         self, features: PixelFeatures, ids: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]]
     ) -> np.ndarray:
-        """The scores (P,) of pairs of an image and a sentence, which are passed in the order of their lengths."""
+        """The logits (P,) of pairs of an image and a sentence, which are passed in the order of their lengths."""
         order = sorted(range(len(pairs)), key=lambda p: len(ids[pairs[p][1]]))
         scores = np.empty(len(pairs), dtype=np.float32)
         for start in range(0, len(order), PAIRS_AT_ONCE):
@@ -165,7 +166,7 @@ class PixelBert:
             index, text = np.array([pairs[p] for p in some]).T
             output = self._run(self.model, features, [ids[t] for t in text], torch.from_numpy(index))
             logits = output.match_logits if isinstance(self.model, PixelBertForPreTraining) else output.logits
-            scores[some] = logits.float().sigmoid().cpu().numpy()
+            scores[some] = logits.float().cpu().numpy()
         return scores
 
     @torch.inference_mode()
@@ -267,13 +268,14 @@ class PixelBert:
     ) -> list[Found]:
         """The photos of an index to which a sentence most likely belongs, best first.
 
-        The two-tower head, if the model has one, short-lists; the joint score, that of `match`, ranks what it hands on.
+        The two-tower head, if the model has one, short-lists. What it hands on is ranked by the joint score, that of
+        `match`, and the head's own together: the sum of their logits.
 
         Args:
             index: of `pixelbert index` (`index_photos`), made with this checkpoint.
             text: a sentence.
             top: photos to give.
-            shortlist: photos that are scored; None for all, as without a two-tower head.
+            shortlist: photos that are scored jointly; None for all, as without a two-tower head.
 
         Raises:
             PixelBertError: another kind of checkpoint, or another than the index's; no index; an empty text.
@@ -325,10 +327,15 @@ class PixelBert:
         return self.model.pixelbert.embed_texts(**move(inputs, self.model.device))[0].float().cpu().numpy()
 
     @torch.inference_mode()
-    def score_features(self, features: PixelFeatures, text: str) -> np.ndarray:
-        """As `match`, of images that are encoded already: (I,) float32."""
+    def logits_of(self, features: PixelFeatures, text: str) -> np.ndarray:
+        """The logits of what `match` gives, of images that are encoded already: (I,) float32."""
         pairs = [(i, 0) for i in range(len(features))]
         return self._score(features.to(self.model.device), self._tokens([text]), pairs)
+
+    @property
+    def tower_scale(self) -> float:
+        """What makes inner products of the two-tower head's vectors logits, of the kind of `logits_of`."""
+        return float(self.model.pixelbert.towers.scale())
 
     def encode(self, images: ImageInput | Sequence[ImageInput]) -> PixelFeatures:
         """The pixel embeddings of images (I, K, D), each through the CNN once while it is among those used last.
@@ -380,3 +387,8 @@ class PixelBert:
                 f"{self.model.name_or_path or 'this model'} is {has}: `{method}` needs a checkpoint that is "
                 + " or ".join(KINDS[kind] for kind in kinds)
             )
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Their sigmoid, float32."""
+    return torch.from_numpy(logits).sigmoid().numpy()

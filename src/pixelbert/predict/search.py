@@ -1,4 +1,5 @@
-"""Search over a folder of photos in two stages: a short list by the two-tower head, then the joint score of each.
+"""Search over a folder of photos in two stages: a short list by the two-tower head, then the joint score of each, which
+together rank it.
 
 An index is a folder of two files. `photos.sqlite` is the truth: each photo's name, what it was when it was read, its
 pixel embeddings and its vector. `vectors.usearch` is made from it, for the first stage.
@@ -62,7 +63,8 @@ CREATE TABLE IF NOT EXISTS photos (
 
 
 class Found(NamedTuple):
-    """A photo that a search found: its path, and the probability that the sentence belongs to it (as of `match`)."""
+    """A photo that a search found: its path, and the probability that the sentence belongs to it (as of `match`). It is
+    ranked by that and by the two-tower head."""
 
     image: str
     score: float
@@ -140,12 +142,14 @@ class SearchIndex:
                 [PixelFeatures(found[p][1][None], torch.tensor([found[p][0]], dtype=torch.long)) for p in photos]
             )
 
-    def nearest(self, vector: np.ndarray, count: int) -> list[int]:
-        """The photos whose vectors are nearest to this one (E,), nearest first: the first stage of a search."""
+    def nearest(self, vector: np.ndarray, count: int) -> list[tuple[int, float]]:
+        """The photos whose vectors are nearest to this one (E,), nearest first, and their inner products: the first
+        stage of a search."""
         if self._vectors is None:
             self._vectors = self._up_to_date_vectors(len(vector))
         count, exact = min(count, len(self._vectors)), len(self._vectors) <= EXACT_UP_TO
-        return [int(key) for key in self._vectors.search(vector, count, exact=exact).keys]
+        found = self._vectors.search(vector, count, exact=exact)
+        return [(int(key), 1 - float(distance)) for key, distance in zip(found.keys, found.distances, strict=True)]
 
     def _up_to_date_vectors(self, width: int) -> Index:
         """The stored vectors, with those added and removed since they were stored."""
@@ -310,9 +314,12 @@ def search(
         raise PixelBertError(
             f"{index.folder} was made with another checkpoint: {index.checkpoint}; search with that one"
         )
-    vector = model.embed_text(text) if shortlist is not None else None
-    photos = index.ids() if vector is None else index.nearest(vector, max(top, shortlist or 0))
-    scores: list[float] = []
+    vector = model.embed_text(text)
+    near = [(photo, 0.0) for photo in index.ids()]
+    if vector is not None:
+        near = index.nearest(vector, max(top, len(near) if shortlist is None else shortlist))
+    photos = [photo for photo, _ in near]
+    logits: list[float] = []
     with Tracker("scoring photos", len(photos)) as tracker:
         for start in range(0, len(photos), SCORED_AT_ONCE):
             some = photos[start : start + SCORED_AT_ONCE]
@@ -321,9 +328,11 @@ def search(
                 raise PixelBertError(
                     f"{index.folder} has pixels of another width than the model's {width}: make it again"
                 )
-            scores += model.score_features(features, text).tolist()
+            logits += model.logits_of(features, text).tolist()
             tracker.advance(len(some))
-    best = sorted(range(len(photos)), key=lambda i: -scores[i])[:top]
+    scale = 0.0 if vector is None else model.tower_scale
+    best = sorted(range(len(photos)), key=lambda i: -logits[i] - scale * near[i][1])[:top]
+    scores = torch.tensor(logits).sigmoid().tolist()
     return [Found(str(index.path(photos[i])), scores[i]) for i in best]
 
 
