@@ -10,7 +10,7 @@ export PYTHONUNBUFFERED = 1
 
 .PHONY: demo test venv weights docs chaos fuzz audit lint format clean
 
-demo: venv  ## train on the shipped photos and on generated scenes, write runs/demo/report.html
+demo: venv  ## the shipped model on photos it has not seen, then a small training: runs/demo/report.html
 	.venv/bin/python -m pixelbert.demo --output runs/demo
 
 test: venv  ## lint, types and tests; no network, no GPU

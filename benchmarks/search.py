@@ -1,7 +1,7 @@
 """How long indexing and searching a folder of photos takes, and how often the short list keeps the exact best.
 
-Every query is searched twice: with every photo scored by the joint transformer, and with a short list by the two-tower
-head. The exact scores then tell how many of the best 1, 5 and 10 photos a short list of each size would have kept.
+Every query is searched twice: with every photo scored, and with a short list by the two-tower head. The exact ranking
+then tells how many of the best 1, 5 and 10 photos a short list of each size would have kept.
 
     python benchmarks/search.py --photos coco/val2014 --captions prepared/coco:test \\
         --checkpoint runs/flickr8k_search/final --output runs/search

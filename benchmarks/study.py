@@ -22,16 +22,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-from pixelbert import cli
-from pixelbert.files import read_json, write_atomically, write_json
+from pixelbert import PixelBertError, cli
+from pixelbert.files import read_json_lines, read_yaml, write_atomically, write_json
 
 FROM_ELSEWHERE = ("backbone_init", "text_init")  # first weights, which a checkpoint takes the place of
 
@@ -52,22 +52,30 @@ def run_arm(study: dict[str, Any], folder: Path, arm: str, seed: int, output: Pa
     """All stages of one arm with one seed.
 
     Returns:
-        The last row of the last stage's validation, and the minutes that training took.
+        The last row of the last stage's validation, and the minutes that its steps and those before took.
     """
     checkpoint, minutes = None, 0.0
     for stage, recipe in study["stages"].items():
         changes = (study["arms"][arm] or {}).get(stage, {})
         if changes is None:
             continue
-        run, started = output / arm.replace(" ", "_") / str(seed) / stage, time.monotonic()
+        run = output / arm.replace(" ", "_") / str(seed) / stage
         train_stage(folder / recipe, changes, seed, run, checkpoint)
-        note = run / "minutes.json"  # of the start that did the work; a run that was halted counts from its last start
-        if not note.exists():
-            write_json(note, (time.monotonic() - started) / 60)
-        minutes += read_json(note)
+        minutes += minutes_of_steps(run)
         checkpoint, last = run / "final", run / "validation.jsonl"
-    rows = [json.loads(line) for line in last.read_text(encoding="utf-8").splitlines()]
-    return {**rows[-1], "minutes": minutes}
+    found = read_json_lines(last)[-1] | {"minutes": minutes}
+    missing = [name for name in study["measure"] if name not in found]
+    if missing:
+        raise PixelBertError(f"{last} has no {', '.join(missing)}, which is to be measured; it has {', '.join(found)}")
+    return found
+
+
+def minutes_of_steps(run: Path) -> float:
+    """What a run's logged rates come to, however often it was halted."""
+    rows, recipe = read_json_lines(run / "metrics.jsonl"), read_yaml(run / "recipe.yaml")
+    pairs_in_step = recipe["batch_size"] * (1 + recipe["task"].get("wrong", 0))
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    return float(sum(n * pairs_in_step / row["pairs_per_second"] for n, row in zip(steps, rows, strict=True)) / 60)
 
 
 def summary(found: dict[str, dict[str, dict[str, float]]], names: list[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ NAVIGATION = {
     "Results": [
         "reproduce",
         "results/index",
+        "results/shipped",
         "results/flickr8k",
         "results/fine_tuning",
         "results/search",

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -61,7 +62,9 @@ def names(index: Path) -> list[str]:
     return [opened.path(i).name for i in opened.ids()]
 
 
-def test_without_a_short_list_all_are_ranked_by_match_and_towers(model: PixelBert, photos: Path, tmp_path: Path) -> None:
+def test_without_a_short_list_all_are_ranked_by_match_and_towers(
+    model: PixelBert, photos: Path, tmp_path: Path
+) -> None:
     done = index_photos(model, photos, tmp_path / "index")
     assert done == (20, 20, 0, {})
     found = model.search(tmp_path / "index", TEXT, top=20, shortlist=None)
@@ -94,6 +97,27 @@ def test_the_graph_finds_what_comparing_with_all_finds(
     whole = model.search(tmp_path / "index", TEXT, top=5, shortlist=5)
     monkeypatch.setattr(module, "EXACT_UP_TO", 0)
     assert model.search(tmp_path / "index", TEXT, top=5, shortlist=5) == whole
+
+
+def test_without_a_short_list_the_graph_is_not_trusted(
+    model: PixelBert, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_photos(model, photos, tmp_path / "index")
+    monkeypatch.setattr(module, "EXACT_UP_TO", 0)
+    asked: list[bool] = []
+
+    class Watched(module.Index):  # type: ignore[name-defined, misc]
+        def search(self, *args: Any, exact: bool, **options: Any) -> Any:
+            asked.append(exact)
+            return super().search(*args, exact=exact, **options)
+
+    opened = SearchIndex.open(tmp_path / "index")
+    monkeypatch.setattr(module, "Index", Watched)
+    opened._vectors = None
+    monkeypatch.setattr(opened, "_sum", "")  # made anew, by the class above
+    assert len(model.search(opened, TEXT, top=20, shortlist=None)) == 20
+    model.search(opened, TEXT, top=5, shortlist=5)
+    assert asked == [True, False]
 
 
 def test_the_index_follows_the_folder(

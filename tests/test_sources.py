@@ -90,6 +90,10 @@ def test_photos_in_an_excluded_folder_are_left_out(tmp_path: Path) -> None:
     assert {"tiny:0", "tiny:2"} == kept(tmp_path / "set")
     with pytest.raises(PixelBertError, match="nowhere is no folder"):
         Karpathy(json=path, images=photos, exclude=[tmp_path / "nowhere"]).read()
+    (shown / "1.jpg").rename(shown / "9.jpg")
+    with pytest.raises(PixelBertError, match="leaves nothing out"):
+        prepare(Karpathy(json=path, images=photos, exclude=[shown]), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 FACTS: list[dict[str, Any]] = [

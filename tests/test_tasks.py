@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pixelbert import cli
+from pixelbert import PixelBert, cli
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
@@ -421,6 +421,13 @@ def test_retrieval_from_a_pretrained_model(captions: Path, tmp_path: Path, capsy
     for name, value in recall_at_k(scores.T, np.repeat(np.arange(12), 2)).items():
         assert found[name] == value
         assert f"{name}_3_folds" in found
+    loaded = PixelBert.from_pretrained(final, precision="fp32")
+    corpus = Corpus([f"{captions}:test"])
+    vectors = loaded.embed_images(loaded.encode([corpus.load_image(i) for i in range(12)]))
+    texts = np.stack([loaded.embed_text(corpus.text(e)) for e in range(24)])
+    both = scores + loaded.tower_scale * texts @ vectors.T
+    for name, value in recall_at_k(both.T, np.repeat(np.arange(12), 2)).items():
+        assert found[f"both_{name}"] == value
     # Going on: only what is missing is scored again, to the same value.
     file = tmp_path / "test" / "scores.npy"
     broken = np.load(file)

@@ -61,6 +61,10 @@ class TestFolder:
         claim(tmp_path / "run", recipe)
         (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
         claim(tmp_path / "run", recipe | {"micro_batch_size": 4})
+        newer = recipe | {"of_a_later_version": 0}  # begun before there was such a field
+        claim(tmp_path / "run", newer, {"of_a_later_version": 0})
+        with pytest.raises(PixelBertError, match="of_a_later_version: there 0, here 1"):
+            claim(tmp_path / "run", newer | {"of_a_later_version": 1}, {"of_a_later_version": 0})
         with pytest.raises(PixelBertError, match=r"(?s)another run.*data\.max_length: there 5, here 6"):
             claim(tmp_path / "run", recipe | {"data": {"workers": 2, "max_length": 6}})
 

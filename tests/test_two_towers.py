@@ -20,7 +20,7 @@ from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import load_checkpoint
 from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval
-from pixelbert.model.heads import TwoTowerHead, handed_round
+from pixelbert.model.heads import TwoTowerHead, assign_hard_negatives
 from pixelbert.model.modeling import Contrast, PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.tasks.pretraining import Pretraining, PretrainingData
@@ -98,7 +98,7 @@ def test_vectors_depend_on_nothing_beside_them(tiny_model: MakeModel) -> None:
 
 
 class TestGroups:
-    @pytest.mark.parametrize("task", [{}, {"mlm": False, "itm": False}, {"near_mismatches": True}])
+    @pytest.mark.parametrize("task", [{}, {"mlm": False, "itm": False}, {"hard_negatives": True}])
     def test_the_same_groups_on_any_number_of_devices(
         self, corpus: Corpus, processor: PixelBertProcessor, task: dict
     ) -> None:
@@ -130,14 +130,16 @@ class TestGroups:
         assert not (given.input_ids == mask).any()
         assert given.image_index.tolist() == batch.inputs["image_index"][batch.inputs["match_labels"] == 1].tolist()
 
+    @pytest.mark.parametrize("hard", [False, True])
     def test_losses_of_a_step_add_up(
-        self, corpus: Corpus, processor: PixelBertProcessor, tiny_model: MakeModel
+        self, corpus: Corpus, processor: PixelBertProcessor, tiny_model: MakeModel, hard: bool
     ) -> None:
-        model, task = tiny_model(vocab_size=300, tower_size=16), Pretraining(pixels=3, contrast=4)
+        model = tiny_model(vocab_size=300, tower_size=16)
+        task = Pretraining(pixels=3, contrast=4, hard_negatives=hard)
 
         def gradients(world: int, micro: int) -> torch.Tensor:
             model.zero_grad()
-            datas = [make_data(corpus, processor, rank, world, micro) for rank in range(world)]
+            datas = [make_data(corpus, processor, rank, world, micro, hard_negatives=hard) for rank in range(world)]
             batches: list[StepBatch] = [data.batch(0, m) for data in datas for m in range(data.micro_batches())]
             losses = [task.loss(model, batch) for batch in batches]
             torch.stack([loss.loss for loss in losses]).sum().backward()
@@ -157,12 +159,12 @@ class TestGroups:
             Pretraining(contrast=1)
 
 
-class TestNearMismatches:
+class TestHardNegatives:
     def test_worked_out_by_hand(self) -> None:
         logits = torch.tensor([[9.0, 5.0, 4.0], [7.0, 9.0, 6.0], [1.0, 8.0, 9.0]])  # (texts, images)
         rounds = {(0, 1, 2): [1, 2, 0], (1, 0, 2): [1, 2, 0], (2, 0, 1): [2, 0, 1], (2, 1, 0): [0, 2, 1]}
         for order, expected in rounds.items():
-            found = handed_round(logits[None], torch.tensor([order]))[0].tolist()
+            found = assign_hard_negatives(logits[None], ~torch.eye(3).bool()[None], torch.tensor([order]))[0].tolist()
             assert found == expected, order
 
     @settings(max_examples=60, deadline=None, derandomize=True)
@@ -172,7 +174,8 @@ class TestNearMismatches:
         text, image = (torch.randn(n, 4, generator=generator) for n in (len(images), 6))
         head = TwoTowerHead(PixelBertConfig(hidden_size=8, num_attention_heads=2, tower_size=4))
         index, order = torch.tensor(images), torch.randperm(len(images), generator=generator)[None]
-        found = handed_round(head.rivals(text, image, index, len(images)), order)[0].tolist()
+        wrong = (index[:, None] != index)[None]
+        found = assign_hard_negatives(head.rivals(text, image, index, len(images)), wrong, order)[0].tolist()
         given = [sentence for place, sentence in enumerate(found) if sentence != place]
         assert len(given) == len(set(given))
         assert all(images[sentence] != images[place] for place, sentence in enumerate(found) if sentence != place)
@@ -181,17 +184,18 @@ class TestNearMismatches:
         if others:
             assert found[first] == max(others, key=lambda i: float(text[i] @ image[images[first]]))
 
-    def test_the_network_scores_what_was_handed_round(
+    def test_the_network_scores_what_was_assign_hard_negatives(
         self, corpus: Corpus, processor: PixelBertProcessor, tiny_model: MakeModel
     ) -> None:
         model = tiny_model(vocab_size=300, tower_size=16)
-        batch = make_data(corpus, processor, near_mismatches=True).batch(0, 0)
+        batch = make_data(corpus, processor, hard_negatives=True).batch(0, 0)
         plain = make_data(corpus, processor).batch(0, 0)
         given = batch.inputs["contrast"]
         assert given.order.sort(1).values.tolist() == [[0, 1, 2, 3]] * 4
         with torch.no_grad():
             features = model.pixelbert.encode_images(batch.inputs["pixel_values"])
-            near = handed_round(model.pixelbert.rivals(features, given), given.order).flatten().tolist()
+            rivals = model.pixelbert.rivals(features, given)
+            near = assign_hard_negatives(rivals, given.wrong, given.order).flatten().tolist()
             expected = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in plain.inputs.items()}
             labels = expected["match_labels"]
             matched = [i for i, label in enumerate(labels) if label == 1]
@@ -205,10 +209,20 @@ class TestNearMismatches:
         torch.testing.assert_close(found.mlm_loss, random.mlm_loss)  # of matched pairs alone
         torch.testing.assert_close(found.contrastive_loss, random.contrastive_loss)
 
+    def test_a_sentence_that_another_image_has_too_is_not_wrong_for_it(
+        self, corpus: Corpus, processor: PixelBertProcessor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = make_data(corpus, processor, hard_negatives=True)
+        images = [int(corpus.image_of[row.example]) for row in data.plan(0) if row.matched][:4]
+        different = data.batch(0, 0).inputs["contrast"].wrong[0].tolist()
+        assert different == [[images[t] != images[i] for i in range(4)] for t in range(4)]
+        monkeypatch.setattr(corpus, "text", lambda example: "a red square at the top left")
+        assert not make_data(corpus, processor, hard_negatives=True)._negatives(data.plan(0)[:4])[0].any()
+
     def test_it_needs_groups(self) -> None:
         for wrong in ({"contrast": 0}, {"contrast": 4, "itm": False}, {"contrast": 4, "mlm_on_mismatched": True}):
-            with pytest.raises(PixelBertError, match=r"task\.near_mismatches"):
-                Pretraining(near_mismatches=True, **wrong)  # type: ignore[arg-type]
+            with pytest.raises(PixelBertError, match=r"task\.hard_negatives"):
+                Pretraining(hard_negatives=True, **wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("blank", [False, True])

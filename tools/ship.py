@@ -19,23 +19,28 @@ PACKAGE = Path(__file__).parent.parent / "src" / "pixelbert"
 
 
 def ship(checkpoint: Path, output: Path) -> None:
-    """Write a checkpoint in half precision. The variances of batch norm are beyond its largest number, 65,504, and stay
-    in float32.
+    """Write a checkpoint's weights in half precision. The variances of batch norm stay in float32: some are beyond its
+    largest number, 65,504.
 
     Raises:
         ValueError: it is too large, or some other weight is beyond half precision.
     """
     model, processor, _ = load_checkpoint(checkpoint, "cpu")
-    state = {name: x if name.endswith("running_var") else x.half() for name, x in model.state_dict().items()}
-    model.half().save_pretrained(output, state_dict=state)
-    processor.save_pretrained(output)
-    shutil.copy(checkpoint / TRAINED_ON, output)
-    weights = output / SAFE_WEIGHTS_NAME
+    aside = output.with_name(output.name + ".partial")
+    state = {
+        name: x if name.endswith("running_var") or not x.is_floating_point() else x.half()
+        for name, x in model.state_dict().items()
+    }
+    model.save_pretrained(aside, state_dict=state)  # and the configuration says float32, which it is to compute in
+    processor.save_pretrained(aside)
+    shutil.copy(checkpoint / TRAINED_ON, aside)
+    weights = aside / SAFE_WEIGHTS_NAME
     size = weights.stat().st_size
     beyond = [name for name, tensor in load_file(weights).items() if not tensor.isfinite().all()]
     if size > LARGEST or beyond:
-        weights.unlink()
         raise ValueError(f"{size:,} bytes of weights ({LARGEST:,} at most), not finite in half precision: {beyond}")
+    shutil.copytree(aside, output, dirs_exist_ok=True)
+    shutil.rmtree(aside)
     print(f"{output}: {size:,} bytes of weights")
 
 

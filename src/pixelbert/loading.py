@@ -63,6 +63,10 @@ def located(checkpoint: str | Path) -> str:
     """
     if checkpoint != SHIPPED:
         return folder_or_hub_name(checkpoint)
+    if Path(SHIPPED).exists():
+        raise PixelBertError(
+            f"{SHIPPED!r} names the model that ships with the project: write ./{SHIPPED} for yours here"
+        )
     folder = Path(__file__).parent / SHIPPED
     if not folder.is_dir():
         raise PixelBertError(f"{folder} is not there: install the project from its repository")

@@ -57,18 +57,18 @@ class TextEmbeddings(nn.Module):
 class Layout:
     """Where the T vectors of P sequences stand.
 
-    Attention alone needs to know which sequence a vector belongs to. All else is done to each vector by itself, on
-    sequences packed one after another in (T, D), so that padding costs nothing there.
+    Attention alone needs to know which sequence a vector belongs to. All else is done to each vector by itself: on a
+    CPU to sequences packed one after another in (T, D), so that padding costs nothing there.
 
     Args:
         size: P and S.
         mask: (P, 1, 1, S), true where there is something to attend to; None if it is everywhere.
-        places: (T,) where the packed vectors stand among the P x S; None if padding is among them.
+        index: (T,) where the packed vectors stand among the P x S; None if all of those are kept, padding too.
     """
 
     size: tuple[int, int]
     mask: Tensor | None = None
-    places: Tensor | None = None
+    index: Tensor | None = None
 
     WORTHWHILE = 0.95  # above this share of vectors that aren't padding, to move them takes longer than to pad
 
@@ -76,34 +76,36 @@ class Layout:
     def of(cls, x: Tensor, mask: Tensor | None) -> Layout:
         """Of sequences (P, S, D), of which what is in the mask (P, S) counts."""
         size = (x.shape[0], x.shape[1])
-        if mask is None or torch.compiler.is_compiling():  # an exported graph's shapes can't depend on values
+        # An exported graph's shapes can't depend on values; and a GPU would have to wait for them. (What it would gain
+        # has not been measured.)
+        if mask is None or torch.compiler.is_compiling() or x.device.type != "cpu":
             return cls(size, None if mask is None else mask[:, None, None])
-        places = mask.flatten().nonzero().squeeze(1)
-        if len(places) == mask.numel():
+        index = mask.flatten().nonzero().squeeze(1)
+        if len(index) == mask.numel():
             return cls(size)
-        packed = len(places) < cls.WORTHWHILE * mask.numel()
-        return cls(size, mask[:, None, None], places if packed else None)
+        packed = len(index) < cls.WORTHWHILE * mask.numel()
+        return cls(size, mask[:, None, None], index if packed else None)
 
     def first(self, positions: int, device: torch.device) -> tuple[Layout, Tensor]:
         """The layout of each sequence's first so many vectors, and which of the T vectors those are."""
         pairs, length = self.size
         size = (pairs, positions)
-        if self.places is None:
+        if self.index is None:
             starts = torch.arange(pairs, device=device)[:, None] * length
             return Layout(size), (starts + torch.arange(positions, device=device)).flatten()
-        chosen = (self.places % length < positions).nonzero().squeeze(1)
-        places = self.places[chosen]
-        return Layout(size, places=places // length * positions + places % length), chosen
+        chosen = (self.index % length < positions).nonzero().squeeze(1)
+        index = self.index[chosen]
+        return Layout(size, index=index // length * positions + index % length), chosen
 
     def pack(self, x: Tensor) -> Tensor:
         """(P, S, D) -> (T, D)"""
         x = x.flatten(0, 1)
-        return x if self.places is None else x[self.places]
+        return x if self.index is None else x[self.index]
 
     def unpack(self, x: Tensor) -> Tensor:
         """(T, D) -> (P, S, D), padding zero if it was left out."""
-        if self.places is not None:
-            x = x.new_zeros(self.size[0] * self.size[1], x.shape[1]).index_copy(0, self.places, x)
+        if self.index is not None:
+            x = x.new_zeros(self.size[0] * self.size[1], x.shape[1]).index_copy(0, self.index, x)
         return x.unflatten(0, self.size)
 
 
@@ -125,11 +127,11 @@ class SelfAttention(nn.Module):
         self.dropout_p = config.attention_probs_dropout_prob
 
     def forward(
-        self, x: Tensor, layout: Layout, asking: Tensor, asked: Layout, weights: bool
+        self, x: Tensor, layout: Layout, queries: Tensor, query_layout: Layout, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         q, k, v = (
             where.unpack(layer(y)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for layer, y, where in ((self.query, asking, asked), (self.key, x, layout), (self.value, x, layout))
+            for layer, y, where in ((self.query, queries, query_layout), (self.key, x, layout), (self.value, x, layout))
         )  # each (P, A, S, D/A)
         mask = layout.mask
         # The fused kernels don't give their weights away; and on a CPU they take longer in bfloat16 than these three
@@ -140,11 +142,11 @@ class SelfAttention(nn.Module):
                 scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
             attention = softmax(scores)
             context = (dropout(attention, self.dropout_p) if self.training else attention) @ v
-            return asked.pack(context.transpose(1, 2).flatten(2)), attention
+            return query_layout.pack(context.transpose(1, 2).flatten(2)), attention
         context = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout_p if self.training else 0.0
         )
-        return asked.pack(context.transpose(1, 2).flatten(2)), None
+        return query_layout.pack(context.transpose(1, 2).flatten(2)), None
 
 
 class ResidualOutput(nn.Module):
@@ -167,10 +169,10 @@ class Attention(nn.Module):
         self.output = ResidualOutput(config, config.hidden_size)
 
     def forward(
-        self, x: Tensor, layout: Layout, asking: Tensor, asked: Layout, weights: bool
+        self, x: Tensor, layout: Layout, queries: Tensor, query_layout: Layout, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        context, attention = self.self(x, layout, asking, asked, weights)
-        return self.output(context, asking), attention
+        context, attention = self.self(x, layout, queries, query_layout, weights)
+        return self.output(context, queries), attention
 
 
 class Intermediate(nn.Module):
@@ -193,10 +195,10 @@ class Layer(GradientCheckpointingLayer):
         self.output = ResidualOutput(config, config.intermediate_size)
 
     def forward(
-        self, x: Tensor, layout: Layout, asking: Tensor, asked: Layout, weights: bool
+        self, x: Tensor, layout: Layout, queries: Tensor, query_layout: Layout, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Vectors x (T, D) of a layout -> (T', D): new ones for `asking`, all of x or some, of the layout `asked`."""
-        x, attention = self.attention(x, layout, asking, asked, weights)
+        """Vectors x (T, D) of a layout -> (T', D): new ones for `queries`, all of x or some, which have theirs."""
+        x, attention = self.attention(x, layout, queries, query_layout, weights)
         return self.output(self.intermediate(x), x), attention
 
 
@@ -231,16 +233,16 @@ class Encoder(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # or every sum of the residual stream is in float32
         layout = Layout.of(x, mask)
         x = layout.pack(x)
-        asked = layout
+        query_layout = layout
         for layer in self.layer:
-            asking = x
+            queries = x
             if layer is self.layer[-1] and positions is not None and not output_attentions:
-                asked, rows = layout.first(min(positions, layout.size[1]), x.device)
-                asking = x[rows]
-            x, attention = layer(x, layout, asking, asked, output_attentions)
+                query_layout, rows = layout.first(min(positions, layout.size[1]), x.device)
+                queries = x[rows]
+            x, attention = layer(x, layout, queries, query_layout, output_attentions)
             if output_attentions:
                 attentions.append(attention)
-        return asked.unpack(x), tuple(attentions) if output_attentions else None
+        return query_layout.unpack(x), tuple(attentions) if output_attentions else None
 
 
 class Pooler(nn.Module):

@@ -147,20 +147,21 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return ((x.float() * weights).sum(1) / weights.sum(1)).to(x.dtype)
 
 
-def handed_round(logits: Tensor, order: Tensor) -> Tensor:
-    """The sentences of each group, handed to images that they don't belong to but come near.
+def assign_hard_negatives(logits: Tensor, wrong: Tensor, order: Tensor) -> Tensor:
+    """The sentences of each group, handed to images that they are wrong for but near.
 
     One image after another, in a random order, takes the sentence that scores highest with it among those still left.
-    So each sentence is mismatched as often as it is matched, once: that it lies near many images says nothing.
+    So none is mismatched more often than once, as often as it is matched: that it lies near many images says nothing.
 
     Args:
         logits: (groups, texts, images) of `TwoTowerHead.rivals`.
+        wrong: (groups, texts, images) true where the sentence is none of the image's.
         order: (groups, images) the order in which images choose.
 
     Returns:
         (groups, images) the sentence of each; its own number for an image that finds none left.
     """
-    scores = logits.detach().float().masked_fill(torch.eye(logits.shape[1], device=logits.device).bool(), -torch.inf)
+    scores = logits.detach().float().masked_fill(~wrong, -torch.inf)
     table, turns = scores.cpu().numpy(), order.cpu().numpy()
     taken = np.tile(np.arange(table.shape[2]), (len(table), 1))
     for group, images in enumerate(turns):

@@ -23,7 +23,7 @@ from pixelbert.model.heads import (
     ImageTextMatchingHead,
     MaskedLanguageModelHead,
     TwoTowerHead,
-    handed_round,
+    assign_hard_negatives,
 )
 from pixelbert.model.pixels import PixelEmbedding, PixelFeatures, gather_pixels, grid_features
 from pixelbert.model.resnet import BACKBONES, ResNet
@@ -56,14 +56,15 @@ class Contrast(NamedTuple):
         attention_mask: (P, L).
         image_index: (P,) the image of each sentence.
         group: sentences in a group.
-        order: (groups, group) the order in which the images of a group choose their mismatched sentence among its own
-            (see `handed_round`); None to leave the mismatched pairs as they are.
+        wrong, order: of hard negatives, which take the place of the mismatched pairs' sentences, see
+            `assign_hard_negatives`; None to leave those as they are.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     image_index: Tensor
     group: int
+    wrong: Tensor | None = None
     order: Tensor | None = None
 
 
@@ -302,9 +303,9 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
             contrastive_loss = TwoTowerHead.contrast(rivals)
             if input_ids is None:
                 return PixelBertForPreTrainingOutput(contrastive_loss=contrastive_loss)
-            if contrast.order is not None and match_labels is not None:
-                near = handed_round(rivals, contrast.order)
-                rows = mismatched_rows(near, match_labels)
+            if contrast.wrong is not None and contrast.order is not None and match_labels is not None:
+                chosen = assign_hard_negatives(rivals, contrast.wrong, contrast.order)
+                rows = rows_with_hard_negatives(chosen, match_labels)
                 input_ids = input_ids[rows]
                 attention_mask = None if attention_mask is None else attention_mask[rows]
         words_read = token_labels is not None or output_token_logits
@@ -335,11 +336,11 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         return result
 
 
-def mismatched_rows(sentences: Tensor, match_labels: Tensor) -> Tensor:
+def rows_with_hard_negatives(sentences: Tensor, match_labels: Tensor) -> Tensor:
     """Which row's sentence each row of a batch gets, where mismatched pairs take those of matched ones.
 
     Args:
-        sentences: (groups, group) of `handed_round`, of the matched pairs in their order.
+        sentences: (groups, group) of `assign_hard_negatives`, of the matched pairs in their order.
         match_labels: (P,) 1 at matched pairs and 0 at mismatched ones, of which the n-th is of the n-th matched one's
             image.
 

@@ -45,13 +45,19 @@ def positionals_last(parser: ArgumentParser, arguments: Sequence[str]) -> list[s
     return [*options, "--", *others] if others else options
 
 
+OWN = "your own"  # in place of a default: a checkpoint of a kind that doesn't ship with the project
+
+
 def common(parser: ArgumentParser, *positionals: tuple[str, str], checkpoint: str | None = SHIPPED) -> None:
-    """The arguments of every command here; `checkpoint` is taken if none is given."""
+    """The arguments of every command here; `checkpoint` is taken if none is given, None for that of an index."""
     for name, said in positionals:
         parser.add_argument(name, metavar=name.upper(), type=str, help=said)
-    default = "the model that ships with the project" if checkpoint else "the index's own"
-    said = f"folder of a trained model (DIR/final of a run), or a hub name; {default} if left out"
-    parser.add_argument("--checkpoint", type=str, default=checkpoint, help=said)
+    said = "folder of a trained model (DIR/final of a run), or a hub name"
+    if checkpoint == OWN:
+        parser.add_argument("--checkpoint", type=str, required=True, help=said)
+    else:
+        said += f"; {'the model that ships with the project' if checkpoint else 'the one of the index'} if left out"
+        parser.add_argument("--checkpoint", type=str, default=checkpoint, help=said)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--device", type=str, help="cuda, mps or cpu; the best there is by default")
     parser.add_argument("--precision", choices=("bf16", "fp32"), help="bf16 where the device has it, by default")
@@ -92,7 +98,7 @@ def match_command(args: Namespace) -> None:
 
 
 def answer_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    common(parser, ("photo", "an image file"), ("question", "about it, in quotes"))
+    common(parser, ("photo", "an image file"), ("question", "about it, in quotes"), checkpoint=OWN)
     parser.add_argument("--top", type=int, default=5, help="answers to give")
 
 
@@ -122,6 +128,7 @@ def reason_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         ("left", "an image file"),
         ("right", "another"),
         ("statement", "about the two, in quotes: is it true?"),
+        checkpoint=OWN,
     )
 
 

@@ -28,7 +28,7 @@ from pixelbert.data.images import ImageError, open_image
 from pixelbert.data.sources.common import unsafe_path
 from pixelbert.errors import PixelBertError
 from pixelbert.files import file_sha256
-from pixelbert.loading import checkpoint_fingerprint
+from pixelbert.loading import SHIPPED, checkpoint_fingerprint, located
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.progress import Tracker
 
@@ -142,12 +142,13 @@ class SearchIndex:
                 [PixelFeatures(found[p][1][None], torch.tensor([found[p][0]], dtype=torch.long)) for p in photos]
             )
 
-    def nearest(self, vector: np.ndarray, count: int) -> list[tuple[int, float]]:
+    def nearest(self, vector: np.ndarray, count: int | None) -> list[tuple[int, float]]:
         """The photos whose vectors are nearest to this one (E,), nearest first, and their inner products: the first
-        stage of a search."""
+        stage of a search. All of them if `count` is None."""
         if self._vectors is None:
             self._vectors = self._up_to_date_vectors(len(vector))
-        count, exact = min(count, len(self._vectors)), len(self._vectors) <= EXACT_UP_TO
+        exact = count is None or len(self._vectors) <= EXACT_UP_TO
+        count = len(self._vectors) if count is None else min(count, len(self._vectors))
         found = self._vectors.search(vector, count, exact=exact)
         return [(int(key), 1 - float(distance)) for key, distance in zip(found.keys, found.distances, strict=True)]
 
@@ -236,7 +237,9 @@ def index_photos(model: PixelBert, photos: str | Path, out: str | Path) -> Index
     with readable(folder), sqlite3.connect(folder / DATABASE) as database:
         fingerprint = checkpoint_fingerprint(model.source)
         before = claim(database, folder, fingerprint)
-        about = {"version": VERSION, "photos": str(root), "checkpoint": model.source, "fingerprint": fingerprint}
+        # The shipped one by its name: where a package is installed may change.
+        source = SHIPPED if model.source == located(SHIPPED) else model.source
+        about = {"version": VERSION, "photos": str(root), "checkpoint": source, "fingerprint": fingerprint}
         database.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", list(about.items()))
         gone = [name for name, state in before.items() if files.get(name) != state]
         database.executemany("DELETE FROM photos WHERE name = ?", [(name,) for name in gone])
@@ -315,9 +318,10 @@ def search(
             f"{index.folder} was made with another checkpoint: {index.checkpoint}; search with that one"
         )
     vector = model.embed_text(text)
-    near = [(photo, 0.0) for photo in index.ids()]
-    if vector is not None:
-        near = index.nearest(vector, max(top, len(near) if shortlist is None else shortlist))
+    if vector is None:
+        near = [(photo, 0.0) for photo in index.ids()]
+    else:
+        near = index.nearest(vector, None if shortlist is None else max(top, shortlist))
     photos = [photo for photo, _ in near]
     logits: list[float] = []
     with Tracker("scoring photos", len(photos)) as tracker:

@@ -49,9 +49,9 @@ class Pretraining(Task):
         contrast: teach a two-tower head too (not in the paper), by which a search short-lists: each sentence finds its
             image among those of so many matched pairs, and the reverse. 0 to leave it out. A group is never divided, so
             `batch_size` and `micro_batch_size` hold whole ones.
-        near_mismatches: the mismatched sentences of a contrastive group are not drawn at random but its own, handed to
-            images that the two-tower head finds them near (not in the paper; hard negatives in the manner of ALBEF,
-            arXiv:2107.07651). Each is mismatched once, so that nothing but the image tells. For ranking.
+        hard_negatives: the mismatched sentences of a contrastive group are not drawn at random but its own, handed to
+            images that the two-tower head finds them near (not in the paper; after ALBEF, arXiv:2107.07651). None is
+            mismatched more than once, so that only the image tells. For ranking.
         tower_size: width of the two-tower head's vectors.
     """
 
@@ -63,7 +63,7 @@ class Pretraining(Task):
     mlm_on_mismatched: bool = False
     mismatched_from_same_split: bool = False
     contrast: int = 0
-    near_mismatches: bool = False
+    hard_negatives: bool = False
     tower_size: int = 256
 
     reads: ClassVar[str] = "captions"
@@ -77,10 +77,11 @@ class Pretraining(Task):
                 f"task.contrast is {self.contrast} and task.tower_size {self.tower_size}; expected 2 or more pairs, or "
                 "0 for none, and a positive width"
             )
-        if self.near_mismatches and (not self.contrast or not self.itm or self.mlm_on_mismatched):
+        other_mismatches = self.mlm_on_mismatched or self.mismatched_from_same_split
+        if self.hard_negatives and (not self.contrast or not self.itm or other_mismatches):
             raise PixelBertError(
-                "task.near_mismatches takes mismatched sentences from contrastive groups: it needs task.contrast and "
-                "task.itm, and masked words on matched pairs alone"
+                "task.hard_negatives takes mismatched sentences from contrastive groups: it needs task.contrast and "
+                "task.itm, without task.mlm_on_mismatched and task.mismatched_from_same_split"
             )
         if not 0 < self.mask_probability < 1:
             raise PixelBertError(f"task.mask_probability is {self.mask_probability}; expected between 0 and 1")
@@ -168,7 +169,7 @@ class Pair(NamedTuple):
         labels: (L,) true tokens where masked, -100 elsewhere.
         whole: (L,) tokens before any were masked.
         pixels: (k,) sampled pixels, None for all.
-        turn: by which the images of a contrastive group choose among its sentences, the lowest first.
+        priority: by which the images of a contrastive group choose hard negatives, the lowest first.
     """
 
     example: int
@@ -178,7 +179,7 @@ class Pair(NamedTuple):
     labels: np.ndarray
     whole: np.ndarray
     pixels: np.ndarray | None
-    turn: float
+    priority: float
 
     @property
     def length(self) -> int:
@@ -236,7 +237,7 @@ class PretrainingData(StepData[Pair]):
     def _sentence_for(self, example: int, role: int, rng: np.random.Generator) -> int:
         if role == 0:
             return example
-        own = {self.corpus.text(e) for e in self._sentences[int(self.corpus.image_of[example])]}
+        own = self._own_texts(example)
         same_split = self.task.mismatched_from_same_split
         return mismatched_example(self.corpus, example, own, rng, same_split=same_split)
 
@@ -277,13 +278,25 @@ class PretrainingData(StepData[Pair]):
         """The matched sentences as they are, for the two-tower head."""
         matched = [i for i, pair in enumerate(rows) if pair.matched]
         text = text_inputs([rows[i].whole for i in matched], self.processor.tokenizer.pad_token_id)
-        order = self._choosing(rows, matched) if self.task.near_mismatches else None
-        return Contrast(text["input_ids"], text["attention_mask"], image_index[matched], self.task.contrast, order)
+        negatives = self._negatives([rows[i] for i in matched]) if self.task.hard_negatives else (None, None)
+        return Contrast(text["input_ids"], text["attention_mask"], image_index[matched], self.task.contrast, *negatives)
 
-    def _choosing(self, rows: Sequence[Pair], matched: Sequence[int]) -> Tensor:
-        """(groups, group) the order in which the images of each group choose: that of a number drawn for each pair."""
-        drawn = torch.tensor([rows[i].turn for i in matched])
-        return drawn.view(-1, self.task.contrast).argsort(1)
+    def _negatives(self, rows: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        """`wrong` and `order` of `assign_hard_negatives`: what reads as one of the image's sentences is not wrong, and
+        the order is that of a number drawn for each pair."""
+        texts = [self.corpus.text(row.example) for row in rows]
+        own = [self._own_texts(row.example) for row in rows]
+        n = self.task.contrast
+        wrong = [
+            [[texts[t] not in own[i] for i in range(first, first + n)] for t in range(first, first + n)]
+            for first in range(0, len(rows), n)
+        ]
+        drawn = torch.tensor([row.priority for row in rows])
+        return torch.tensor(wrong), drawn.view(-1, n).argsort(1)
+
+    def _own_texts(self, example: int) -> set[str]:
+        """What is said of an example's image."""
+        return {self.corpus.text(e) for e in self._sentences[int(self.corpus.image_of[example])]}
 
     def _pixel_index(self, rows: Sequence[Pair]) -> Tensor:
         """(P, k): each pair's sampled pixels; an image with fewer keeps all, then -1."""

@@ -74,7 +74,7 @@ def kept_by_shortlist(scores: np.ndarray, first_stage: np.ndarray, way: str) -> 
 
     Args:
         scores, first_stage: (queries, items).
-        way: text_to_image or image_to_text.
+        way: with which the names begin.
     """
     kept = shortlist_recall(scores, first_stage, [size for size in SIZES if size < scores.shape[1]])
     return {f"{way}_top{k}_kept_by_{size}": share for size, of in kept.items() for k, share in of.items()}

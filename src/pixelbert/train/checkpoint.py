@@ -37,7 +37,7 @@ from pixelbert.train.sharded import is_sharded, load_shards, save_shards
 # Where the recipe may differ when a run goes on: how it is run and reported, not what it computes.
 FREE_TO_CHANGE = (
     *("micro_batch_size", "checkpoint_every", "keep_checkpoints", "keep_best", "skip_limit", "trackers"),
-    "data.workers",
+    *("data.workers", "model.activation_checkpointing"),
 )
 SUMS = "SHA256SUMS"
 LOCK = ".lock"
@@ -88,8 +88,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim(output: Path, recipe: dict[str, Any]) -> None:
+def claim(output: Path, recipe: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
     """Make the folder this run's, or check that it is already.
+
+    Args:
+        output: the folder.
+        recipe: all fields of this run's.
+        defaults: what a field is in a run that was begun by an earlier version, which did not have it.
 
     Raises:
         PixelBertError: the folder belongs to another run, or holds other things.
@@ -97,7 +102,7 @@ def claim(output: Path, recipe: dict[str, Any]) -> None:
     file = output / "recipe.yaml"
     mine = {k: v for k, v in flatten(recipe).items() if k != "output" and k not in FREE_TO_CHANGE}
     if file.exists():
-        theirs = flatten(read_yaml(file))
+        theirs = flatten(defaults or {}) | flatten(read_yaml(file))
         different = [k for k in mine if theirs.get(k) != mine[k]]
         if different and not (output / "metrics.jsonl").exists() and not checkpoints(output):
             # It stopped before its first step, over a mistake in the recipe, say: there is nothing to lose.

@@ -75,7 +75,7 @@ def train(recipe: Recipe) -> Path:
     main = accelerator.is_main_process
     settings = dataclasses.asdict(recipe)
     if main:
-        checkpoint.claim(output, settings)
+        checkpoint.claim(output, settings, dataclasses.asdict(Recipe(task=type(recipe.task)())))
     accelerator.wait_for_everyone()
     final = output / "final"
     if final.exists():

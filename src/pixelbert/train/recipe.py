@@ -82,11 +82,6 @@ class ModelRecipe:
             raise PixelBertError(
                 "model.checkpoint holds all weights; leave out model.text_init and model.backbone_init"
             )
-        if self.activation_checkpointing and self.batch_norm == "train":
-            raise PixelBertError(
-                "model.activation_checkpointing computes the CNN twice, and with model.batch_norm: train its "
-                "statistics would count each batch twice; leave one of them out"
-            )
         if self.feature_cache and not self.freeze_backbone:
             raise PixelBertError(
                 "model.feature_cache needs model.freeze_backbone: true, since the features of a CNN that learns change"

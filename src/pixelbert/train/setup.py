@@ -115,6 +115,11 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corp
             norm.requires_grad_(False)
     recipe.task.freeze_unused(model)
     if recipe.model.activation_checkpointing:
+        if model.config.batch_norm == "train":
+            raise PixelBertError(
+                "model.activation_checkpointing computes the CNN twice, and the statistics of a batch norm that is "
+                "trained would count each batch twice: leave it out, or take a network whose batch norm is frozen"
+            )
         before_5_23 = model.gradient_checkpointing_enable  # its name in earlier versions of transformers
         getattr(model, "activation_checkpointing_enable", before_5_23)({"use_reentrant": False})
     return model, reports

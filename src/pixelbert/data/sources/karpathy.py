@@ -65,12 +65,16 @@ class Karpathy:
 
     def _excluded(self) -> dict[str, Path]:
         """The file names of photos that are left out, and the folder of each."""
+        found: dict[str, Path] = {}
         for folder in map(Path, self.exclude):
-            if not folder.is_dir():
-                raise PixelBertError(f"{folder} is no folder: --exclude takes folders of photos")
-        return {file.name: folder for folder in map(Path, self.exclude) for file in folder.iterdir()}
+            files = [file for file in folder.rglob("*") if file.is_file()]
+            if not files:
+                raise PixelBertError(f"{folder} is no folder with files: --exclude takes folders of photos")
+            found |= {file.name: folder for file in files}
+        return found
 
     def _records(self, name: str, images: list[Any], excluded: dict[str, Path]) -> Iterator[ImageRecord | Skip]:
+        unmatched = set(map(Path, self.exclude))
         for row, item in enumerate(images):
             where = Where(Path(self.json), f"images[{row}]")
             problem = _image_problem(item)
@@ -79,6 +83,7 @@ class Karpathy:
                 continue
             folder_of_same = excluded.get(Path(item["filename"]).name)
             if folder_of_same:
+                unmatched.discard(folder_of_same)
                 said = f"{item['filename']} is in {folder_of_same}"
                 yield Skip("image", "image left out by --exclude", said, where, bad=False)
                 continue
@@ -97,6 +102,11 @@ class Karpathy:
                     sentence_id = f"{name}:{as_id(sentence['sentid'])}"
                     record.sentences.append(Sentence(sentence_id, sentence["raw"], here))
             yield record
+        if unmatched:
+            raise PixelBertError(
+                f"{', '.join(map(str, sorted(unmatched)))}: no photo of {self.json} has the name of a file there, so "
+                "--exclude leaves nothing out; check the folder"
+            )
 
 
 @dataclass(kw_only=True)
