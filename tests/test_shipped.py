@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from pixelbert import PixelBert, PixelBertError, PixelBertForPreTraining, loading
 from pixelbert.demo.sample import shipped_photos
 from pixelbert.loading import SHIPPED, located, trained_on
+from pixelbert.predict.search import SearchIndex, index_photos
 
 FOLDER = Path(located(SHIPPED))
 PHOTOS = 16
@@ -58,6 +60,23 @@ def test_a_masked_word_is_seen_in_the_photo(model: PixelBert) -> None:
     photo = shipped_photos()[0]  # two men playing baseball
     fills = model.fill_mask(photo.path, "two men playing [MASK] on a field", top=3)[0]
     assert "baseball" in [fill.token for fill in fills]
+
+
+def test_an_index_made_with_it_names_it_and_no_path(model: PixelBert, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for photo in shipped_photos()[:3]:
+        shutil.copy(photo.path, tmp_path / "photos")
+    index_photos(model, tmp_path / "photos", tmp_path / "index")
+    assert SearchIndex.open(tmp_path / "index").checkpoint == SHIPPED
+    found = model.search(tmp_path / "index", shipped_photos()[2].held_out, top=1)
+    assert Path(found[0].image).name == shipped_photos()[2].path.name
+
+
+def test_a_folder_of_that_name_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(SHIPPED).mkdir()
+    with pytest.raises(PixelBertError, match=r"write \./shipped"):
+        PixelBert.from_pretrained()
 
 
 def test_it_says_what_it_learned_from() -> None:
