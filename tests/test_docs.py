@@ -378,6 +378,12 @@ def write_official(at: Path) -> None:
     for name, photos in {"flickr8k": "Images", "flickr30k": "flickr30k-images", "coco": "coco"}.items():
         build.write_json(at / f"dataset_{name}.json", build.karpathy_data(20) | {"dataset": name})
         build.write_photos(at / photos, 20)
+    shown = sorted((ROOT / "src" / "pixelbert" / "demo" / "photos").glob("*.jpg"))[0]  # which the texts leave out
+    shutil.copy(shown, at / "coco")
+    coco = build.karpathy_data(20) | {"dataset": "coco"}
+    said = [{"raw": "two men play baseball", "sentid": 1000}]
+    coco["images"].append({"filename": shown.name, "imgid": 20, "split": "restval", "sentences": said})
+    build.write_json(at / "dataset_coco.json", coco)
     build.write_photos(at / "images", 20)  # Flickr8k's, and NLVR2's beside them
     for number, subset in enumerate(("train2014", "val2014", "test2015", "test-dev2015")):
         asked = [(100 * number + q, 10 * min(number, 2) + q, "yes" if q else "no") for q in range(10)]
