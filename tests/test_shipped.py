@@ -72,11 +72,15 @@ def test_an_index_made_with_it_names_it_and_no_path(model: PixelBert, tmp_path: 
     assert Path(found[0].image).name == shipped_photos()[2].path.name
 
 
-def test_a_folder_of_that_name_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_that_name_is_not_taken_for_it(
+    model: PixelBert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path(SHIPPED).mkdir()
     with pytest.raises(PixelBertError, match=r"write \./shipped"):
         PixelBert.from_pretrained()
+    shutil.copy(shipped_photos()[0].path, Path(SHIPPED))
+    index_photos(model, Path(SHIPPED), tmp_path / "index")  # which asks for no model of that name
 
 
 def test_it_says_what_it_learned_from() -> None:
@@ -88,6 +92,6 @@ def test_it_says_what_it_learned_from() -> None:
 
 
 def test_without_it_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "SHIPPED", "elsewhere")
+    monkeypatch.setattr(loading, "SHIPPED_FOLDER", tmp_path / "gone")
     with pytest.raises(PixelBertError, match="install the project from its repository"):
-        PixelBert.from_pretrained("elsewhere")
+        PixelBert.from_pretrained()

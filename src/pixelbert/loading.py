@@ -44,6 +44,7 @@ CHECKPOINT_FILES = {
     TOKENIZER: "its vocabulary",
 }
 SHIPPED = "shipped"  # names the checkpoint that is installed with the package
+SHIPPED_FOLDER = Path(__file__).parent / SHIPPED
 TRAINED_ON = "trained_on.json"  # in a checkpoint: the splits it has learned from
 
 
@@ -67,10 +68,9 @@ def located(checkpoint: str | Path) -> str:
         raise PixelBertError(
             f"{SHIPPED!r} names the model that ships with the project: write ./{SHIPPED} for yours here"
         )
-    folder = Path(__file__).parent / SHIPPED
-    if not folder.is_dir():
-        raise PixelBertError(f"{folder} is not there: install the project from its repository")
-    return str(folder)
+    if not SHIPPED_FOLDER.is_dir():
+        raise PixelBertError(f"{SHIPPED_FOLDER} is not there: install the project from its repository")
+    return str(SHIPPED_FOLDER)
 
 
 def load_checkpoint(

@@ -20,8 +20,9 @@ from pixelbert.demo.measure import CANDIDATES, FIRST_HELD_OUT, measure, table
 from pixelbert.demo.recipe import demo_recipe
 from pixelbert.demo.report import training_part, write_report
 from pixelbert.demo.sample import Photo, prepare_photos, shipped_photos
-from pixelbert.demo.shipped import shipped_part, shipped_table
+from pixelbert.demo.shipped import shipped_part
 from pixelbert.errors import PixelBertError
+from pixelbert.evaluate import print_table
 from pixelbert.files import write_json
 from pixelbert.predict import PixelBert
 from pixelbert.progress import console
@@ -71,7 +72,8 @@ def show_shipped(photos: list[Photo], captions: Corpus, output: Path) -> tuple[s
         precision=model.precision,
     )
     write_json(output / "shipped.json", figures)
-    console.print(shipped_table(figures))
+    console.print(f"the shipped model on {len(photos)} photos that it has never seen:")
+    print_table(figures)
     return shipped_part(model, photos, figures)
 
 

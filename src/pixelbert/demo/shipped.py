@@ -8,8 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.table import Table
-
 from pixelbert.demo.report import BEST, filled, looked_at, patch, scored, tiles, weights
 from pixelbert.demo.sample import Photo
 from pixelbert.predict import PixelBert
@@ -82,27 +80,6 @@ def shipped_tiles(figures: Figures) -> list[tuple[str, str]]:
         ),
         *found,
     ]
-
-
-def shipped_table(figures: Figures) -> Table:
-    """The figures for the terminal."""
-    table = Table(f"{figures['examples']} photos never seen", "value", "control", "the control is")
-    table.add_row(
-        "ITM accuracy", f"{figures['itm_accuracy']:.3f}", f"{figures['itm_accuracy_blank']:.3f}", "blank (chance 0.5)"
-    )
-    table.add_row(
-        "MLM loss (lower is better)",
-        f"{figures['mlm_loss']:.3f}",
-        f"{figures['mlm_loss_other_photo']:.3f}",
-        "another photo",
-    )
-    ranked = figures["retrieval_images"]
-    for way in ("text_to_image", "image_to_text"):
-        for k in (1, 5, 10):
-            table.add_row(
-                f"{way.replace('_', ' ')} R@{k}", f"{figures[f'{way}_r{k}']:.3f}", f"{k / ranked:.3f}", "chance"
-            )
-    return table
 
 
 def searched(photo: Photo, found: Sequence[Photo]) -> str:

@@ -28,7 +28,7 @@ from pixelbert.data.images import ImageError, open_image
 from pixelbert.data.sources.common import unsafe_path
 from pixelbert.errors import PixelBertError
 from pixelbert.files import file_sha256
-from pixelbert.loading import SHIPPED, checkpoint_fingerprint, located
+from pixelbert.loading import SHIPPED, SHIPPED_FOLDER, checkpoint_fingerprint
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.progress import Tracker
 
@@ -238,7 +238,7 @@ def index_photos(model: PixelBert, photos: str | Path, out: str | Path) -> Index
         fingerprint = checkpoint_fingerprint(model.source)
         before = claim(database, folder, fingerprint)
         # The shipped one by its name: where a package is installed may change.
-        source = SHIPPED if model.source == located(SHIPPED) else model.source
+        source = SHIPPED if model.source == str(SHIPPED_FOLDER) else model.source
         about = {"version": VERSION, "photos": str(root), "checkpoint": source, "fingerprint": fingerprint}
         database.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", list(about.items()))
         gone = [name for name, state in before.items() if files.get(name) != state]
