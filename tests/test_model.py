@@ -10,6 +10,7 @@ import torch
 
 from pixelbert import PixelBertConfig, PixelBertForPreTraining, PixelBertModel, PixelFeatures
 from pixelbert.model.encoder import Layout
+from pixelbert.model.pixels import PixelEmbedding
 from references import images, sentences
 
 MakeModel = Callable[..., PixelBertForPreTraining]
@@ -385,3 +386,17 @@ def test_text_alone_needs_no_image(tiny_model: MakeModel) -> None:
     assert output.last_hidden_state.shape == (2, 5, 32)
     assert output.pixel_mask is None
     assert output.pooler_output.shape == (2, 32)
+
+
+def test_an_image_loses_the_same_channels_at_all_of_its_pixels_and_in_training_alone(tiny_config: Callable) -> None:
+    torch.manual_seed(0)
+    embedding = PixelEmbedding(tiny_config(pixel_dropout_prob=0.5, hidden_size=64), 64)
+    with torch.no_grad():
+        embedding.projection.weight.copy_(torch.eye(64))
+        embedding.projection.bias.zero_()
+    ones = PixelFeatures(torch.ones(3, 4, 64), torch.tensor([[2, 2]] * 3))
+    found = embedding(ones).values - embedding.semantic
+    assert set(found.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(found, found[:, :1].expand_as(found))
+    assert not torch.equal(found[0], found[1])
+    torch.testing.assert_close(embedding.eval()(ones).values - embedding.semantic, ones.values)

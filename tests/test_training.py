@@ -48,6 +48,16 @@ class TestOptimizers:
             assert all(p.ndim > 1 for p in decayed["params"])
             assert all(p.ndim <= 1 for p in plain["params"])
 
+    def test_the_encoder_may_learn_at_a_rate_of_its_own(self, tiny_model: MakeModel) -> None:
+        model = tiny_model(tower_size=8)
+        groups = build_optimizers(model, OptimizerRecipe(lr=1e-3, encoder_lr=2e-5))["transformer"].param_groups
+        rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+        found = {name: rates[id(p)] for name, p in model.named_parameters() if id(p) in rates}
+        assert {name for name, rate in found.items() if rate == 2e-5} == {
+            name for name in found if name.startswith(("pixelbert.embeddings.", "pixelbert.encoder."))
+        }
+        assert {found["pixelbert.pixel_embedding.projection.weight"], found["itm_head.weight"]} == {1e-3}
+
     def test_a_frozen_cnn_has_no_optimizer(self, tiny_model: MakeModel) -> None:
         model = tiny_model()
         model.pixelbert.backbone.requires_grad_(False)

@@ -24,7 +24,7 @@ from pixelbert.model.heads import TwoTowerHead, assign_hard_negatives
 from pixelbert.model.modeling import Contrast, PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.tasks.pretraining import Pretraining, PretrainingData
-from pixelbert.tasks.retrieval import Retrieval
+from pixelbert.tasks.retrieval import Retrieval, pair_logits
 from pixelbert.tasks.shortlist import tower_scores
 from pixelbert.tasks.steps import StepBatch
 
@@ -259,6 +259,51 @@ def test_scores_of_all_pairs_are_the_vectors_products(
             assert scores[caption, column] == pytest.approx(cosine.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("network", [PixelBertForPreTraining, PixelBertForImageAndTextRetrieval])
+def test_a_match_is_the_joint_logit_and_the_towers_together(network: type, tiny_config: Callable) -> None:
+    torch.manual_seed(0)
+    model = network(tiny_config(tower_size=16)).eval()
+    ids = torch.randint(4, 60, (6, 5))
+    ids[2, 3:] = 0
+    images = [torch.randn(3, 64, 64), torch.randn(3, 128, 64)]
+    index = torch.tensor([0, 1, 0, 1, 1, 1])
+    pairs = {"input_ids": ids, "attention_mask": ids.ne(0), "image_index": index}
+    with torch.inference_mode():
+        features = model.encode_images(images)
+        joint = model.itm_head(model.pixelbert(features, **pairs).pooler_output)
+        texts = model.pixelbert.embed_texts(ids, ids.ne(0))
+        cosines = (texts * model.pixelbert.embed_images(features)[index]).sum(-1)
+        model.pixelbert.towers.log_slope.fill_(np.log(2))
+        model.pixelbert.towers.threshold.fill_(0.1)
+        for known, sign in (({}, 1), ({"text_vectors": texts}, 1), ({"text_vectors": -texts}, -1)):
+            apart = 2 * (sign * cosines - 0.1) / 0.07
+            torch.testing.assert_close(pair_logits(model(features, **pairs, **known)), (joint + apart) / 2)
+
+
+def test_calibration_finds_slope_and_threshold_and_teaches_nothing_else(tiny_config: Callable) -> None:
+    """Cosines of right pairs around 0.5 and wrong ones around 0.3, 14 logits to a unit: they part at 0.4."""
+    head = TwoTowerHead(tiny_config(tower_size=8))
+    rng = np.random.default_rng(0)
+    cosines = np.where(np.eye(40, dtype=bool), 0.5, 0.3) + rng.normal(0, 0.05, (40, 40))
+    logits = torch.tensor(cosines / 0.07, dtype=torch.float32, requires_grad=True)
+    right = torch.eye(40, dtype=torch.bool)
+    p = 1 / (1 + np.exp(-(cosines - 0.2) / 0.07))
+    by_hand = (-np.log(p.diagonal()).mean() - np.log(1 - p[~np.eye(40, dtype=bool)]).mean()) / 2
+    assert head.calibration(logits, right).item() / 40 == pytest.approx(by_hand, rel=1e-4)
+    optimizer = torch.optim.Adam(head.parameters(), 0.02)
+    for _ in range(300):
+        loss = head.calibration(logits, right)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert head.threshold.item() == pytest.approx(0.4, abs=0.02)
+    assert logits.grad is None
+    assert {name for name, p in head.named_parameters() if p.grad is not None} == {"log_slope", "threshold"}
+    neither = torch.full((40, 7), -torch.inf)
+    padded = head.calibration(torch.cat([logits, neither], 1), torch.cat([right, neither.isfinite()], 1))
+    assert padded.item() == pytest.approx(head.calibration(logits, right).item(), rel=1e-5)
+
+
 def test_retrieval_teaches_the_towers_to_rank_the_same_candidates(tiny_config: Callable) -> None:
     torch.manual_seed(0)
     model = PixelBertForImageAndTextRetrieval(tiny_config(tower_size=16)).eval()
@@ -269,6 +314,7 @@ def test_retrieval_teaches_the_towers_to_rank_the_same_candidates(tiny_config: C
     trunk = model.pixelbert
     cosines = (trunk.embed_texts(ids) * trunk.embed_images(model.encode_images(images))[index]).sum(-1) / 0.07
     expected = -cosines.view(2, 3).log_softmax(1)[:, 0].sum()
+    expected += trunk.towers.calibration(cosines, torch.tensor([True, False, False] * 2))
     assert output.contrastive_loss.item() == pytest.approx(expected.item(), rel=1e-4)
     assert Retrieval(towers=True, tower_size=16).head_config(None) == {"tower_size": 16}  # type: ignore[arg-type]
 

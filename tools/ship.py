@@ -1,6 +1,7 @@
-"""Make the checkpoint that ships with the project from a run's: weights in half precision, so that it stays small.
+"""Make the checkpoint that ships with the project from a run's: weights in half precision and as many positions as it was
+trained with, rounded up, so that it stays small.
 
-    python tools/ship.py runs/shipped_2/final
+    python tools/ship.py runs/shipped_3/final
 
 It writes src/pixelbert/shipped, but for the model card there, which is written by hand.
 """
@@ -15,6 +16,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 from pixelbert.loading import SHIPPED, TRAINED_ON, load_checkpoint
 
 LARGEST = 95_000_000  # bytes of the weights
+POSITIONS = 128  # of BERT's 512: it learned from sentences of 40 tokens at most, and the others are BERT's own still
+EMBEDDINGS = "pixelbert.embeddings.position_embeddings.weight"
 PACKAGE = Path(__file__).parent.parent / "src" / "pixelbert"
 
 
@@ -31,6 +34,8 @@ def ship(checkpoint: Path, output: Path) -> None:
         name: x if name.endswith("running_var") or not x.is_floating_point() else x.half()
         for name, x in model.state_dict().items()
     }
+    state[EMBEDDINGS] = state[EMBEDDINGS][:POSITIONS].clone()
+    model.config.max_position_embeddings = POSITIONS
     model.save_pretrained(aside, state_dict=state)  # and the configuration says float32, which it is to compute in
     processor.save_pretrained(aside)
     shutil.copy(checkpoint / TRAINED_ON, aside)

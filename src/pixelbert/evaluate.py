@@ -67,12 +67,6 @@ class Evaluation:
         """Whether the model can short-list."""
         return self.model.pixelbert.towers is not None
 
-    def both(self, scores: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-        """By which a search ranks: the joint scores and the two-tower head's (captions, images), as logits, added."""
-        together = cosines * np.float32(self.model.pixelbert.towers.scale())
-        together += scores
-        return together
-
     def score(self, name: str, captions: list[int], images: list[int], wanted: np.ndarray | None = None) -> np.memmap:
         """(captions, images) joint scores of all pairs or those wanted, in a file of the folder."""
         with self.share.first_alone():
@@ -128,8 +122,8 @@ def evaluate(
         queries: estimate retrieval by so many captions drawn at random, each against all images, and by as many images
             against all captions as take the same time; with the standard error of sampling. 0 for all pairs.
         shortlist: score only so many items of each query, those that the two-tower head ranks highest.
-            0 to score all. A checkpoint with that head gets figures of it alone too (`tower_`), and of it and the joint
-            score together, by which a search ranks (`both_`), with what short lists would keep of the best.
+            0 to score all. A checkpoint with that head gets figures of it alone too (`tower_`), with what short lists
+            would keep of the best.
         folds: also the mean recall of so many equal folds of images: 5 for COCO's five folds of 1,000.
         questions: VQA's official questions file of the split: each of its questions must be answered, since the server
             rejects a file in which one is missing.
@@ -380,17 +374,13 @@ def estimate_retrieval(
             result[f"{way}_r{k}_standard_error"] = (recall * (1 - recall) / number) ** 0.5
         if run.has_towers:
             first = tower_scores(run.model, run.processor, run.photos, rows, columns, precision=run.precision)
-            both = run.both(scores, first)
-            found = query_recall(both, right) if way == "text_to_image" else query_recall(both.T, right.T)
-            result |= {f"both_{way}_r{k}": recall for k, recall in found.items()}
-            turned = (both, first) if way == "text_to_image" else (both.T, first.T)
-            result |= kept_by_shortlist(*turned, f"both_{way}")
+            turned = (scores, first) if way == "text_to_image" else (scores.T, first.T)
+            result |= kept_by_shortlist(*turned, way)
     return result
 
 
 def evaluate_shortlist(run: Evaluation, images: int | None, captions_per_image: int, size: int) -> dict[str, Any]:
-    """Recall both ways as a search finds: the two-tower head short-lists; the joint score ranks the list, or it and the
-    head's own together (`both_`), which is what a search does."""
+    """Recall both ways as a search finds: the two-tower head short-lists, and the exact score ranks the list."""
     if not run.has_towers:
         raise PixelBertError("this checkpoint has no two-tower head to short-list by: leave out --shortlist")
     captions, shown = gallery(run.corpus, images, captions_per_image)
@@ -398,10 +388,9 @@ def evaluate_shortlist(run: Evaluation, images: int | None, captions_per_image: 
     of_texts, of_images = shortlisted(first, size), shortlisted(first.T, size).T
     scores = run.score("scores_shortlist", captions, shown, of_texts | of_images)
     result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions), "shortlist": size}
-    for ranked_by, exact in (("", scores), ("both_", run.both(scores, first))):
-        for way, chosen in (("text_to_image", of_texts), ("image_to_text", of_images)):
-            found = all_pairs_recall(run.corpus, captions, shown, two_stage(exact, first, chosen))
-            result |= {f"{ranked_by}{name}": value for name, value in found.items() if name.startswith(way)}
+    for way, chosen in (("text_to_image", of_texts), ("image_to_text", of_images)):
+        found = all_pairs_recall(run.corpus, captions, shown, two_stage(scores, first, chosen))
+        result |= {name: value for name, value in found.items() if name.startswith(way)}
     towers = all_pairs_recall(run.corpus, captions, shown, first)
     return result | {f"tower_{name}": value for name, value in towers.items()}
 
@@ -415,12 +404,9 @@ def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: 
     if run.has_towers:
         first = tower_scores(run.model, run.processor, run.photos, captions, shown, precision=run.precision)
         towers = all_pairs_recall(run.corpus, captions, shown, first)
-        both = run.both(scores, first)
-        found = all_pairs_recall(run.corpus, captions, shown, both)
         result |= {f"tower_{name}": value for name, value in towers.items()}
-        result |= {f"both_{name}": value for name, value in found.items()}
-        result |= kept_by_shortlist(both, first, "both_text_to_image")
-        result |= kept_by_shortlist(both.T, first.T, "both_image_to_text")
+        result |= kept_by_shortlist(scores, first, "text_to_image")
+        result |= kept_by_shortlist(scores.T, first.T, "image_to_text")
     if folds:
         column = {image: i for i, image in enumerate(shown)}
         owner = np.array([column[int(run.corpus.image_of[e])] for e in captions])
@@ -466,6 +452,6 @@ def print_table(result: dict[str, Any]) -> None:
                     meaning += f"; {result[f'{way}_queries']} queries, standard error {error:.3f}"
                 row(f"{way.replace('_', ' ')} R@{k}", f"{way}_r{k}", chance, meaning)
     for key in result:
-        if key.endswith("_folds") or "_kept_by_" in key or key.startswith(("tower_text", "tower_image_", "both_")):
+        if key.endswith("_folds") or "_kept_by_" in key or key.startswith(("tower_text", "tower_image_")):
             row(key.replace("_", " "), key)
     console.print(table)

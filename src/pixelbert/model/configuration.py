@@ -21,6 +21,8 @@ class PixelBertConfig(PreTrainedConfig):
         batch_norm: "frozen" uses stored statistics and a fixed scale and shift; "train" learns them, which a CNN
             trained from scratch needs.
         pixel_layer_norm: LayerNorm after the projection of the pixel features (the paper has none).
+        pixel_dropout_prob: share of the CNN's channels that an image loses in training, before the projection, the same
+            ones at all of its pixels; 0 in the paper. For small data.
         pixel_positions: largest number of grid rows and of columns with a learned position embedding; 0, the
             paper's setting, gives pixels no position.
         tower_size: width of the vectors by which images and sentences are compared apart from each other, to short-list
@@ -45,7 +47,13 @@ class PixelBertConfig(PreTrainedConfig):
         "pad_token_id": (0, 10_000_000),
         "num_labels": (0, 1_000_000),
     }
-    SHARES: ClassVar = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps")
+    SHARES: ClassVar = (
+        "pixel_dropout_prob",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "initializer_range",
+        "layer_norm_eps",
+    )
 
     def __init__(
         self,
@@ -53,6 +61,7 @@ class PixelBertConfig(PreTrainedConfig):
         stride_in_1x1: bool = False,
         batch_norm: Literal["frozen", "train"] = "frozen",
         pixel_layer_norm: bool = False,
+        pixel_dropout_prob: float = 0.0,
         pixel_positions: int = 0,
         tower_size: int = 0,
         vocab_size: int = 30522,
@@ -88,6 +97,7 @@ class PixelBertConfig(PreTrainedConfig):
         self.stride_in_1x1 = stride_in_1x1
         self.batch_norm = batch_norm
         self.pixel_layer_norm = pixel_layer_norm
+        self.pixel_dropout_prob = pixel_dropout_prob
         self.pixel_positions = pixel_positions
         self.tower_size = tower_size
         self.vocab_size = vocab_size

@@ -140,6 +140,7 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
         towers: bool = False,
         pixel_values: Tensor | Sequence[Tensor] | None = None,
         trunk_features: PixelFeatures | None = None,
+        text_vectors: Tensor | None = None,
         output_attentions: bool = False,
     ) -> TaskOutput:
         """Score each pair, and with `candidates` learn to rank.
@@ -151,6 +152,8 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
                 if None. The others count in the softmax, as constants: a second pass runs over the right and the
                 hardest alone.
             towers: also teach the two-tower head to rank the candidates; gives `contrastive_loss`.
+            text_vectors: (P, E) of `embed_texts`, where the sentences' are known; without `candidates`, the two-tower
+                head's logit is a part of the scores: see `PixelBertModel.match`.
         """
         if pixel_values is not None:
             features = self.encode_images(pixel_values)
@@ -161,34 +164,41 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if candidates is None:
-            output: PixelBertOutput = self.pixelbert(
-                features, input_ids, attention_mask, image_index, output_attentions=output_attentions, **CLS_ALONE
-            )
-            return TaskOutput(logits=self.itm_head(output.pooler_output), attentions=output.attentions)
+            pairs = (features, input_ids, attention_mask, image_index)
+            found = self._score(*pairs, output_attentions=output_attentions)
+            found.logits = self.pixelbert.match(found.logits, *pairs, text_vectors)
+            return found
         if hardest is None or hardest >= candidates - 1:
-            logits = self._score(features, input_ids, attention_mask, image_index)
+            logits = self._score(features, input_ids, attention_mask, image_index).logits
         else:
             with torch.no_grad():
-                logits = self._score(features, input_ids, attention_mask, image_index)
+                logits = self._score(features, input_ids, attention_mask, image_index).logits
             groups = logits.view(-1, candidates)
             wrong = groups[:, 1:].topk(hardest, dim=1).indices + 1
             first = torch.arange(0, len(logits), candidates, device=logits.device)[:, None]
             rows = (first + F.pad(wrong, (1, 0))).flatten()  # the right one, place 0, and the hardest
-            learned = self._score(features, input_ids[rows], attention_mask[rows], image_index[rows])
+            learned = self._score(features, input_ids[rows], attention_mask[rows], image_index[rows]).logits
             logits = logits.index_copy(0, rows, learned)
         groups = logits.view(-1, candidates)
         right = torch.zeros(len(groups), dtype=torch.long, device=groups.device)
         result = TaskOutput(loss=F.cross_entropy(groups, right, reduction="sum"), logits=logits)
-        if towers and features is not None:
+        if towers and features is not None and self.pixelbert.towers is not None:
             apart = self.pixelbert.tower_logits(features, input_ids, attention_mask, image_index).view(-1, candidates)
-            result.contrastive_loss = F.cross_entropy(apart, right, reduction="sum")
+            truth = F.one_hot(right, candidates).bool()
+            loss = F.cross_entropy(apart, right, reduction="sum")
+            result.contrastive_loss = loss + self.pixelbert.towers.calibration(apart, truth)
         return result
 
     def _score(
-        self, features: PixelFeatures | None, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor
-    ) -> Tensor:
-        output: PixelBertOutput = self.pixelbert(features, input_ids, attention_mask, image_index, **CLS_ALONE)
-        return self.itm_head(output.pooler_output)
+        self,
+        features: PixelFeatures | None,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_index: Tensor,
+        **inputs: Any,
+    ) -> Any:
+        output: PixelBertOutput = self.pixelbert(features, input_ids, attention_mask, image_index, **CLS_ALONE | inputs)
+        return TaskOutput(logits=self.itm_head(output.pooler_output), attentions=output.attentions)
 
 
 AutoModelForVisualQuestionAnswering.register(PixelBertConfig, PixelBertForQuestionAnswering)

@@ -79,19 +79,30 @@ class ClassificationHead(nn.Module):
 class TwoTowerHead(nn.Module):
     """Vectors of images and of sentences, made apart from each other; their inner products tell what belongs together.
 
-    The joint transformer has to run once for every pair. These run once an image and once a sentence, so that a search
-    compares a sentence with all images at the cost of a matrix product, and leaves a short list to the joint score.
-    Trained by contrast, each right pair against the others of its group (as in CLIP, arXiv:2103.00020).
+    The joint transformer has to run once for every pair. A sentence's vector is made once, by the transformer; an
+    image's needs none, only its pixel embeddings (both measured in docs/results/search.md). So a search compares a
+    sentence with all images at the cost of a matrix product, and leaves a short list to the transformer. Trained by
+    contrast, each right pair against the others of its group (as in CLIP, arXiv:2103.00020).
+
+    What contrast teaches ranks; `match` makes it the logit of a match, by a slope and a threshold that `calibration`
+    teaches. The score of a pair is the mean of that logit and the matching head's: see `PixelBertModel.match`.
     """
 
     FIRST_SCALE = 1 / 0.07  # of CLIP's logits, which is learned from there
     LARGEST_SCALE = 100.0
+    FIRST_THRESHOLD = 0.2  # near where the cosines of right and wrong pairs part once they are learned
 
     def __init__(self, config: PixelBertConfig) -> None:
         super().__init__()
         self.text = nn.Linear(config.hidden_size, config.tower_size)
+        self.image_dense = nn.Linear(config.hidden_size, config.hidden_size // 2)
+        self.image_out = nn.Linear(config.hidden_size // 2, config.hidden_size)
         self.image = nn.Linear(config.hidden_size, config.tower_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.FIRST_SCALE)))
+        self.log_slope = nn.Parameter(torch.tensor(0.0))
+        self.threshold = nn.Parameter(torch.tensor(self.FIRST_THRESHOLD))
 
     def embed_text(self, words: Tensor, mask: Tensor) -> Tensor:
         """A sentence that stood alone: its tokens (P, L, D), those in the mask (P, L) -> (P, E), of length 1.
@@ -101,8 +112,13 @@ class TwoTowerHead(nn.Module):
         return F.normalize(self.text(masked_mean(words, mask)).float(), dim=-1)
 
     def embed_image(self, pixels: Tensor, mask: Tensor) -> Tensor:
-        """The mean of an image's pixels (I, K, D), those in the mask (I, K) -> (I, E), of length 1."""
-        return F.normalize(self.image(masked_mean(pixels, mask)).float(), dim=-1)
+        """The mean of an image's pixel embeddings (I, K, D), those in the mask (I, K) -> (I, E), of length 1.
+
+        A perceptron adds to the mean what a linear map alone would miss.
+        """
+        x = self.dropout(masked_mean(pixels, mask))
+        x = x + self.image_out(self.dropout(self.activation(self.image_dense(x))))
+        return F.normalize(self.image(x).float(), dim=-1)
 
     def rivals(self, text: Tensor, image: Tensor, image_index: Tensor, group: int) -> Tensor:
         """What each sentence of a group scores with the image of each; other sentences of one image are no rivals.
@@ -135,6 +151,26 @@ class TwoTowerHead(nn.Module):
         of_texts = F.cross_entropy(logits.transpose(1, 2), right, reduction="sum")  # classes stand second
         of_images = F.cross_entropy(logits, right, reduction="sum")
         return (of_texts + of_images) / 2
+
+    def match(self, logits: Tensor) -> Tensor:
+        """Contrastive logits (inner products, scaled) to logits of "these belong together"."""
+        return self.log_slope.exp() * (logits - self.threshold * self.scale().detach())
+
+    def calibration(self, logits: Tensor, right: Tensor) -> Tensor:
+        """Teaches `match` alone: right pairs and wrong ones, which count as much as the right ones together.
+
+        Args:
+            logits: contrastive ones, of any shape; minus infinity where a pair is neither.
+            right: of that shape, true at right pairs.
+
+        Returns:
+            The binary cross-entropies, summed, so that each right pair adds about 1 before it is learned.
+        """
+        known = logits.isfinite()
+        found, truth = self.match(logits.detach()[known]), right[known]
+        losses = F.binary_cross_entropy_with_logits(found, truth.float(), reduction="none")
+        wrong = losses[~truth]
+        return (losses[truth].sum() + wrong.sum() * (truth.sum() / max(wrong.numel(), 1))) / 2
 
     def scale(self) -> Tensor:
         """What inner products are multiplied by to be logits."""

@@ -77,7 +77,7 @@ class PixelBertForPreTrainingOutput(ModelOutput):
         token_logits: (n, V) scores at the n positions with a label, or at all P x L without labels.
         mlm_loss: sum of the cross-entropies at masked tokens (eq. 7).
         itm_loss: sum of the binary cross-entropies of pairs (eq. 8).
-        contrastive_loss: sum of the two-tower head's cross-entropies, the mean of both directions.
+        contrastive_loss: sum of the two-tower head's cross-entropies, the mean of both directions, and its calibration.
         attentions: for each layer (P, A, S, S), if asked for.
     """
 
@@ -125,6 +125,8 @@ class PixelBertPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, TwoTowerHead):
             nn.init.constant_(module.log_scale, math.log(module.FIRST_SCALE))
+            nn.init.zeros_(module.log_slope)
+            nn.init.constant_(module.threshold, module.FIRST_THRESHOLD)
 
 
 class PixelBertModel(PixelBertPreTrainedModel):
@@ -171,10 +173,9 @@ class PixelBertModel(PixelBertPreTrainedModel):
         return self.pixel_embedding(self.trunk_features(pixel_values))
 
     def embed_images(self, features: PixelFeatures) -> Tensor:
-        """Images alone, through the transformer and the two-tower head: pixel embeddings (I, K, D) -> (I, E)."""
+        """Images alone, by the two-tower head: pixel embeddings (I, K, D) -> (I, E)."""
         mask = torch.arange(features.values.shape[1], device=features.grid.device) < features.lengths[:, None]
-        pixels, _ = self.encoder(features.values.to(self.dtype), mask)
-        return self._towers().embed_image(pixels, mask)
+        return self._towers().embed_image(features.values.to(self.dtype), mask)
 
     def embed_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Sentences alone, through the transformer and the two-tower head: (P, L) -> (P, E)."""
@@ -189,13 +190,48 @@ class PixelBertModel(PixelBertPreTrainedModel):
         texts = self.embed_texts(given.input_ids, given.attention_mask)
         return self._towers().rivals(texts, self.embed_images(features), given.image_index, given.group)
 
+    def contrast(self, rivals: Tensor) -> Tensor:
+        """The two-tower head's loss, of what `rivals` gave, summed over sentences."""
+        towers = self._towers()
+        right = torch.eye(rivals.shape[1], dtype=torch.bool, device=rivals.device).expand_as(rivals)
+        return towers.contrast(rivals) + towers.calibration(rivals, right)
+
     def tower_logits(
         self, features: PixelFeatures, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor
     ) -> Tensor:
         """(P,) the two-tower head's score of each sentence with its image."""
-        towers = self._towers()
-        products = self.embed_texts(input_ids, attention_mask) * self.embed_images(features)[image_index]
-        return towers.scale() * products.sum(-1)
+        return self._of_vectors(self.embed_texts(input_ids, attention_mask), features, image_index)
+
+    def _of_vectors(self, texts: Tensor, features: PixelFeatures, image_index: Tensor) -> Tensor:
+        with torch.autocast(texts.device.type, enabled=False):  # rounded products would tie
+            return self._towers().scale() * (texts * self.embed_images(features)[image_index]).sum(-1)
+
+    def match(
+        self,
+        joint: Tensor,
+        features: PixelFeatures | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        image_index: Tensor | None,
+        text_vectors: Tensor | None = None,
+    ) -> Tensor:
+        """(P,) the score of each pair: with a two-tower head the mean of its logit and the matching head's.
+
+        The two err on different pairs, so their mean is right more often than either (docs/results/shipped.md). Each is
+        taught by itself: a joint logit that learned what the other leaves would learn little, since on training images
+        the other leaves little.
+
+        Args:
+            joint: (P,) of the matching head.
+            text_vectors: (P, E) of `embed_texts`, if they are known.
+        """
+        if self.towers is None or features is None:
+            return joint
+        if text_vectors is None:
+            text_vectors = self.embed_texts(input_ids, attention_mask)
+        if image_index is None:
+            image_index = torch.arange(len(input_ids), device=input_ids.device)
+        return (joint + self.towers.match(self._of_vectors(text_vectors, features, image_index))) / 2
 
     def _towers(self) -> TwoTowerHead:
         if self.towers is None:
@@ -279,6 +315,7 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         token_labels: Tensor | None = None,
         match_labels: Tensor | None = None,
         contrast: Contrast | None = None,
+        text_vectors: Tensor | None = None,
         output_attentions: bool = False,
         output_token_logits: bool = False,
     ) -> PixelBertForPreTrainingOutput:
@@ -286,9 +323,12 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
 
         Args:
             token_labels: (P, L) the true token at masked positions, -100 elsewhere; gives `mlm_loss`.
-            match_labels: (P,) 1 where sentence and image belong together, 0 where not; gives `itm_loss`.
+            match_labels: (P,) 1 where sentence and image belong together, 0 where not; gives `itm_loss`. The loss and
+                `match_logits` are then of the matching head alone; without labels see `PixelBertModel.match`.
             contrast: sentences that stand alone, for the two-tower head; gives `contrastive_loss`. Without `input_ids`,
                 nothing else is computed.
+            text_vectors: (P, E) of `embed_texts`, where the sentences' are known: the two-tower head's logit is a part
+                of `match_logits`, and a sentence's vector need not be made again for every pair.
             output_token_logits: without labels, return scores for every word position.
 
         The others: see `PixelBertModel.forward`.
@@ -300,7 +340,7 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         contrastive_loss = None
         if contrast is not None:
             rivals = self.pixelbert.rivals(features, contrast)
-            contrastive_loss = TwoTowerHead.contrast(rivals)
+            contrastive_loss = self.pixelbert.contrast(rivals)
             if input_ids is None:
                 return PixelBertForPreTrainingOutput(contrastive_loss=contrastive_loss)
             if contrast.wrong is not None and contrast.order is not None and match_labels is not None:
@@ -319,6 +359,9 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
             output_attentions=output_attentions,
         )
         match_logits = self.itm_head(output.pooler_output)
+        if match_labels is None and input_ids is not None:
+            given = (features, input_ids, attention_mask, image_index)
+            match_logits = self.pixelbert.match(match_logits, *given, text_vectors)
         result = PixelBertForPreTrainingOutput(
             match_logits=match_logits, contrastive_loss=contrastive_loss, attentions=output.attentions
         )

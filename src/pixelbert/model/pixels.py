@@ -100,12 +100,13 @@ def grid_features(trunk: nn.Module, pixel_values: Tensor | Sequence[Tensor]) -> 
 class PixelEmbedding(nn.Module):
     """Projection to the transformer's width, plus s_v (eq. 5): (I, K, C) -> (I, K, D).
 
-    s_v is the row that tells pixels from words. Options that the paper does not have, both off by default: LayerNorm
-    after the projection, and a learned row + column embedding.
+    s_v is the row that tells pixels from words. Options that the paper does not have, all off by default: dropout of
+    channels before the projection, LayerNorm after it, and a learned row + column embedding.
     """
 
     def __init__(self, config: PixelBertConfig, channels: int) -> None:
         super().__init__()
+        self.dropout = nn.Dropout1d(config.pixel_dropout_prob)
         self.projection = nn.Linear(channels, config.hidden_size)
         self.semantic = nn.Parameter(torch.zeros(config.hidden_size))
         self.row: nn.Embedding | None = None
@@ -116,7 +117,10 @@ class PixelEmbedding(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pixel_layer_norm else None
 
     def forward(self, features: PixelFeatures) -> PixelFeatures:
-        x = self.projection(features.values.to(self.projection.weight.dtype)) + self.semantic
+        values = features.values.to(self.projection.weight.dtype)
+        if self.training:
+            values = self.dropout(values.transpose(1, 2)).transpose(1, 2)
+        x = self.projection(values) + self.semantic
         if self.row is not None and self.column is not None:
             limit = self.row.num_embeddings
             if int(features.grid.max()) > limit:

@@ -164,7 +164,10 @@ class PixelBert:
         for start in range(0, len(order), PAIRS_AT_ONCE):
             some = order[start : start + PAIRS_AT_ONCE]
             index, text = np.array([pairs[p] for p in some]).T
-            output = self._run(self.model, features, [ids[t] for t in text], torch.from_numpy(index))
+            sentences, which = np.unique(text, return_inverse=True)
+            vectors = self._vectors([ids[t] for t in sentences])
+            known = {} if vectors is None else {"text_vectors": vectors[which]}
+            output = self._run(self.model, features, [ids[t] for t in text], torch.from_numpy(index), **known)
             logits = output.match_logits if isinstance(self.model, PixelBertForPreTraining) else output.logits
             scores[some] = logits.float().cpu().numpy()
         return scores
@@ -268,8 +271,7 @@ class PixelBert:
     ) -> list[Found]:
         """The photos of an index to which a sentence most likely belongs, best first.
 
-        The two-tower head, if the model has one, short-lists. What it hands on is ranked by the joint score, that of
-        `match`, and the head's own together: the sum of their logits.
+        The two-tower head, if the model has one, short-lists. What it hands on is ranked by what `match` gives.
 
         Args:
             index: of `pixelbert index` (`index_photos`), made with this checkpoint.
@@ -321,21 +323,21 @@ class PixelBert:
     @torch.inference_mode()
     def embed_text(self, text: str) -> np.ndarray | None:
         """The two-tower head's vector of a sentence (E,) float32, of length 1; None without such a head."""
+        vectors = self._vectors(self._tokens([text]))
+        return None if vectors is None else vectors[0].float().cpu().numpy()
+
+    def _vectors(self, ids: Sequence[np.ndarray]) -> torch.Tensor | None:
+        """The two-tower head's vectors of sentences (T, E) on the model's device; None without such a head."""
         if self.model.pixelbert.towers is None:
             return None
-        inputs = text_inputs(self._tokens([text]), self.processor.tokenizer.pad_token_id)
-        return self.model.pixelbert.embed_texts(**move(inputs, self.model.device))[0].float().cpu().numpy()
+        inputs = text_inputs(ids, self.processor.tokenizer.pad_token_id)
+        return self.model.pixelbert.embed_texts(**move(inputs, self.model.device))
 
     @torch.inference_mode()
     def logits_of(self, features: PixelFeatures, text: str) -> np.ndarray:
         """The logits of what `match` gives, of images that are encoded already: (I,) float32."""
         pairs = [(i, 0) for i in range(len(features))]
         return self._score(features.to(self.model.device), self._tokens([text]), pairs)
-
-    @property
-    def tower_scale(self) -> float:
-        """What makes inner products of the two-tower head's vectors logits, of the kind of `logits_of`."""
-        return float(self.model.pixelbert.towers.scale())
 
     def encode(self, images: ImageInput | Sequence[ImageInput]) -> PixelFeatures:
         """The pixel embeddings of images (I, K, D), each through the CNN once while it is among those used last.

@@ -142,15 +142,15 @@ class SearchIndex:
                 [PixelFeatures(found[p][1][None], torch.tensor([found[p][0]], dtype=torch.long)) for p in photos]
             )
 
-    def nearest(self, vector: np.ndarray, count: int | None) -> list[tuple[int, float]]:
-        """The photos whose vectors are nearest to this one (E,), nearest first, and their inner products: the first
-        stage of a search. All of them if `count` is None."""
+    def nearest(self, vector: np.ndarray, count: int | None) -> list[int]:
+        """The photos whose vectors are nearest to this one (E,), nearest first: the first stage of a search. All of
+        them if `count` is None."""
         if self._vectors is None:
             self._vectors = self._up_to_date_vectors(len(vector))
         exact = count is None or len(self._vectors) <= EXACT_UP_TO
         count = len(self._vectors) if count is None else min(count, len(self._vectors))
         found = self._vectors.search(vector, count, exact=exact)
-        return [(int(key), 1 - float(distance)) for key, distance in zip(found.keys, found.distances, strict=True)]
+        return [int(key) for key in found.keys]
 
     def _up_to_date_vectors(self, width: int) -> Index:
         """The stored vectors, with those added and removed since they were stored."""
@@ -319,10 +319,9 @@ def search(
         )
     vector = model.embed_text(text)
     if vector is None:
-        near = [(photo, 0.0) for photo in index.ids()]
+        photos = index.ids()
     else:
-        near = index.nearest(vector, None if shortlist is None else max(top, shortlist))
-    photos = [photo for photo, _ in near]
+        photos = index.nearest(vector, None if shortlist is None else max(top, shortlist))
     logits: list[float] = []
     with Tracker("scoring photos", len(photos)) as tracker:
         for start in range(0, len(photos), SCORED_AT_ONCE):
@@ -334,8 +333,7 @@ def search(
                 )
             logits += model.logits_of(features, text).tolist()
             tracker.advance(len(some))
-    scale = 0.0 if vector is None else model.tower_scale
-    best = sorted(range(len(photos)), key=lambda i: -logits[i] - scale * near[i][1])[:top]
+    best = sorted(range(len(photos)), key=lambda i: -logits[i])[:top]
     scores = torch.tensor(logits).sigmoid().tolist()
     return [Found(str(index.path(photos[i])), scores[i]) for i in best]
 

@@ -222,7 +222,10 @@ def score_all_pairs(
                     text = text_inputs([tokens[i] for i in sentences], processor.tokenizer.pad_token_id)
                     inputs = {key: value[torch.from_numpy(which)] for key, value in text.items()}
                     inputs["image_index"] = torch.from_numpy(c)
-                    found = pair_logits(model(features, **move(inputs, model.device)))
+                    known = {}
+                    if model.pixelbert.towers is not None:
+                        known["text_vectors"] = model.pixelbert.embed_texts(**move(text, model.device))[which]
+                    found = pair_logits(model(features, **move(inputs, model.device), **known))
                     scores[r, block.start + c] = found.float().cpu().numpy()
                     tracker.advance(len(r))
     model.train(was_training)

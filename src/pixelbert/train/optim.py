@@ -14,12 +14,15 @@ from pixelbert.train.recipe import OptimizerRecipe
 Groups = list[dict[str, object]]
 
 
-def decay_groups(named: list[tuple[str, nn.Parameter]], weight_decay: float) -> Groups:
+ENCODER = ("pixelbert.embeddings.", "pixelbert.encoder.")  # what BERT's weights can be put into
+
+
+def decay_groups(named: list[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> Groups:
     """Weights that decay, and the biases and norms (one-dimensional) that don't."""
     trained = [p for _, p in named if p.requires_grad]
     groups: Groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]  # with frozen norms a CNN has none of the second kind
 
@@ -34,12 +37,15 @@ def build_optimizers(
     """
     backbone = [(n, p) for n, p in model.named_parameters() if ".backbone." in f".{n}"]
     rest = [(n, p) for n, p in model.named_parameters() if ".backbone." not in f".{n}"]
-    optimizers: dict[str, Optimizer] = {
-        "transformer": AdamW(decay_groups(rest, recipe.weight_decay), lr=recipe.lr, fused=True)
-    }
+    apart = ENCODER if recipe.encoder_lr is not None else ()
+    groups = decay_groups([(n, p) for n, p in rest if not n.startswith(apart)], recipe.lr, recipe.weight_decay)
+    if recipe.encoder_lr is not None:
+        encoder = [(n, p) for n, p in rest if n.startswith(apart)]
+        groups += decay_groups(encoder, recipe.encoder_lr, recipe.weight_decay)
+    optimizers: dict[str, Optimizer] = {"transformer": AdamW(groups, fused=True)}
     if any(p.requires_grad for _, p in backbone):
-        groups = decay_groups(backbone, recipe.cnn_weight_decay)
-        optimizers["cnn"] = SGD(groups, lr=recipe.cnn_lr, momentum=recipe.cnn_momentum, fused=not sharded)
+        groups = decay_groups(backbone, recipe.cnn_lr, recipe.cnn_weight_decay)
+        optimizers["cnn"] = SGD(groups, momentum=recipe.cnn_momentum, fused=not sharded)
     return optimizers
 
 

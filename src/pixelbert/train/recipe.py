@@ -31,7 +31,7 @@ class ModelRecipe:
     Args:
         checkpoint: a pixelbert checkpoint to start from ("shipped" is the one that ships with the project); the shape
             of the network and the tokenizer are then its own, and only `freeze_backbone`, `feature_cache`,
-            `activation_checkpointing` and `dropout` below still count. A new task has a new head.
+            `activation_checkpointing`, `dropout` and `pixel_dropout` below still count. A new task has a new head.
         backbone: the CNN: resnet50, resnext152_32x8d or resnet14_small.
         backbone_init: its weights, a torchvision or timm state dict (.safetensors or .pth); random if null.
         text_init: a transformers BERT checkpoint, a folder or a hub name (paper: bert-base-uncased); random if null.
@@ -52,6 +52,7 @@ class ModelRecipe:
         num_attention_heads: heads of its attention.
         intermediate_size: width of its feed-forward network.
         dropout: of hidden states and attention.
+        pixel_dropout: of the CNN's channels, an image's own draw for all of its pixels (not in the paper).
         initializer_range: standard deviation of the transformer's random first weights. 0.02 is BERT's, for a width of
             768; a narrow network trained from scratch needs about 1 / sqrt(hidden_size), or words and pixels hardly
             reach each other and matching stays at chance for tens of thousands of pairs.
@@ -75,6 +76,7 @@ class ModelRecipe:
     num_attention_heads: int | None = None
     intermediate_size: int | None = None
     dropout: float = 0.1
+    pixel_dropout: float = 0.0
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
@@ -123,6 +125,8 @@ class OptimizerRecipe:
         cnn_weight_decay: its weight decay.
         cnn_momentum: its momentum (not said in the paper).
         lr: learning rate of AdamW.
+        encoder_lr: that of the word embeddings and the transformer's layers, which BERT's weights may have taught much,
+            while the rest (pixel projection, heads) is new and can learn faster; `lr` if null, as in the paper.
         weight_decay: its weight decay.
         milestones: epochs after which both learning rates are divided by 10.
         warmup_steps: linear warm-up of both (not in the paper; 0 to leave it out).
@@ -133,6 +137,7 @@ class OptimizerRecipe:
     cnn_weight_decay: float = 5e-4
     cnn_momentum: float = 0.9
     lr: float = 1e-4
+    encoder_lr: float | None = None
     weight_decay: float = 1e-2
     milestones: list[float] = field(default_factory=lambda: [25.0, 35.0])
     warmup_steps: int = 1000

@@ -68,8 +68,12 @@ def build_config(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> Pix
 
 
 def dropout(recipe: ModelRecipe) -> dict[str, float]:
-    """The configuration fields that `dropout` sets."""
-    return {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
+    """The configuration fields that `dropout` and `pixel_dropout` set."""
+    return {
+        "hidden_dropout_prob": recipe.dropout,
+        "attention_probs_dropout_prob": recipe.dropout,
+        "pixel_dropout_prob": recipe.pixel_dropout,
+    }
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corpus) -> tuple[Any, list[LoadReport]]:
