@@ -1,5 +1,5 @@
-"""Make the checkpoint that ships with the project from a run's: weights in half precision and as many positions as it was
-trained with, rounded up, so that it stays small.
+"""Make the checkpoint that ships with the project from a run's: weights in half precision and no more positions than it
+needs, so that it stays small.
 
     python tools/ship.py runs/shipped_3/final
 
