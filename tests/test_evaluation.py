@@ -16,6 +16,7 @@ from pixelbert.model.modeling import IGNORE
 from pixelbert.predict.pixelbert import PixelBert
 from pixelbert.tasks.pretraining_evaluation import Sentence, evaluate_pretraining, run_pairs
 from pixelbert.tasks.scoring import encode_blank, encode_images
+from pixelbert.tasks.shortlist import tower_scores
 
 Setting = tuple[PixelBertForPreTraining, PixelBertProcessor, Corpus]
 
@@ -83,3 +84,23 @@ def test_the_report_of_a_model(setting: Setting) -> None:
     for name, value in recall_at_k(scores, owner).items():
         assert result[name] == pytest.approx(value)
     assert (result["retrieval_images"], result["retrieval_captions"]) == (6, 12)
+
+
+def test_matching_is_measured_by_each_head_alone_too(
+    setting: Setting, tiny_model: Callable[..., PixelBertForPreTraining]
+) -> None:
+    _, processor, corpus = setting
+    model = tiny_model(vocab_size=len(processor.tokenizer), tower_size=8)
+    photos = Photos(corpus, processor.image_processor)
+    cosines = tower_scores(model, processor, photos, range(len(corpus)), range(8), precision="fp32")
+    with torch.no_grad():
+        model.pixelbert.towers.threshold.fill_(float(np.median(cosines)))
+        model.itm_head.weight.zero_()
+        model.itm_head.bias.zero_()  # so the score is half of the two-tower head's logit
+        found = evaluate_pretraining(model, processor, photos, precision="fp32", show=False)
+        assert found["itm_accuracy"] == found["itm_accuracy_apart"]
+        assert 0 < found["itm_accuracy_apart"] < 1
+        model.itm_head.bias.fill_(-1000.0)  # no match, it says, to everything
+        unsure = evaluate_pretraining(model, processor, photos, precision="fp32", show=False)
+    assert unsure["itm_accuracy_joint"] == unsure["itm_accuracy"] == 0.5
+    assert unsure["itm_accuracy_apart"] == found["itm_accuracy_apart"]

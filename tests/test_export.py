@@ -49,7 +49,12 @@ def checkpoint(tiny_model: Callable[..., Any], tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("checkpoint")
     tokenizer = learn_tokenizer(["a dog and a cat on the red beach by the sea", "two dogs", "skate", "aboard"], 80)
     model = tiny_model(
-        vocab_size=len(tokenizer), num_hidden_layers=1, pixel_positions=4, pixel_layer_norm=True, batch_norm="train"
+        vocab_size=len(tokenizer),
+        num_hidden_layers=1,
+        pixel_positions=4,
+        pixel_layer_norm=True,
+        batch_norm="train",
+        tower_size=8,
     )
     model.save_pretrained(folder)
     PixelBertProcessor(PixelBertImageProcessor(128, 192), tokenizer, max_length=20).save_pretrained(folder)

@@ -430,6 +430,8 @@ def print_table(result: dict[str, Any]) -> None:
         return " / ".join(f"{result[key]:.3f}" for key in keys if key in result)
 
     row("ITM accuracy", "itm_accuracy", figures("itm_accuracy_blank"), "blank photos (chance 0.5)")
+    row("  matching head alone", "itm_accuracy_joint")
+    row("  two-tower head alone", "itm_accuracy_apart")
     for name in ("mlm_loss", "mlm_accuracy"):
         row(
             name.replace("_", " ").replace("mlm", "MLM"),

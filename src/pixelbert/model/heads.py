@@ -156,6 +156,11 @@ class TwoTowerHead(nn.Module):
         """Contrastive logits (inner products, scaled) to logits of "these belong together"."""
         return self.log_slope.exp() * (logits - self.threshold * self.scale().detach())
 
+    @torch.no_grad()
+    def match_cosines(self, cosines: np.ndarray) -> np.ndarray:
+        """`match` of inner products that aren't scaled yet."""
+        return self.match(self.scale() * torch.from_numpy(cosines).to(self.threshold.device)).float().cpu().numpy()
+
     def calibration(self, logits: Tensor, right: Tensor) -> Tensor:
         """Teaches `match` alone: right pairs and wrong ones, which count as much as the right ones together.
 

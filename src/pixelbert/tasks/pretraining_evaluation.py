@@ -24,6 +24,7 @@ from pixelbert.model.pixels import PixelFeatures
 from pixelbert.progress import track
 from pixelbert.tasks.scoring import encode_blank, encode_images
 from pixelbert.tasks.sentences import mask_tokens, mismatched_example
+from pixelbert.tasks.shortlist import tower_scores
 
 
 @dataclass
@@ -110,13 +111,14 @@ def evaluate_pretraining(
         precision: bf16 (autocast) or fp32.
 
     Returns:
-        itm_accuracy against a random caption of another image, and with blank photos (chance 0.5); mlm_loss and
+        itm_accuracy against a random caption of another image, and with blank photos (chance 0.5), with a two-tower
+        head also by that alone (`_apart`) and by the matching head alone (`_joint`); mlm_loss and
         mlm_accuracy with the right photo, with another photo and with a blank one; recall both ways.
     """
     was_training = model.training
     model.eval()
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        result = _matching_and_masking(model, processor, photos, examples, seed, show)
+        result = _matching_and_masking(model, processor, photos, examples, seed, precision, show)
         if retrieval_images:
             result |= _retrieval(model, processor, photos, retrieval_images, captions_per_image, show)
     model.train(was_training)
@@ -129,6 +131,7 @@ def _matching_and_masking(
     photos: Photos,
     limit: int | None,
     seed: int,
+    precision: Precision,
     show: bool,
 ) -> dict[str, float | int]:
     corpus = photos.corpus
@@ -161,11 +164,21 @@ def _matching_and_masking(
     with_other = [Sentence(s.ids, image_row[o], s.labels) for s, o in zip(with_photo, others, strict=True)]
     features = encode_images(model, photos, used, show=show)
     blank = encode_blank(model, photos, used)
+    scores = run(features, matching, "matching")[0]
     result: dict[str, float | int] = {
         "examples": len(chosen),
-        "itm_accuracy": float(((run(features, matching, "matching")[0] > 0) == right).mean()),
+        "itm_accuracy": float(((scores > 0) == right).mean()),
         "itm_accuracy_blank": float(((run(blank, matching, "matching, blank photos")[0] > 0) == right).mean()),
     }
+    if model.pixelbert.towers is not None:
+        cosines = tower_scores(model, processor, photos, list(tokens), used, precision=precision)
+        sentence = {e: i for i, e in enumerate(tokens)}
+        said = [sentence[e] for e in [*chosen, *others]]
+        apart = model.pixelbert.towers.match_cosines(cosines[said, [s.image for s in matching]])
+        result |= {
+            "itm_accuracy_apart": float(((apart > 0) == right).mean()),
+            "itm_accuracy_joint": float(((2 * scores - apart > 0) == right).mean()),  # the score is the mean of both
+        }
     for name, pixels, sentences in (
         ("", features, with_photo),
         ("_other_photo", features, with_other),
