@@ -59,7 +59,7 @@ def test_float32_gives_the_same(
         monkeypatch.setattr(inference, "has_avx512", lambda: True)  # fused linear layers in float32 too
     else:
         monkeypatch.setattr(inference, "has_fused_kernels", lambda dtype: False)
-    model = tiny_model(kind, hidden_act=activation, id2label={i: str(i) for i in range(7)})
+    model = tiny_model(kind, tower_size=16, hidden_act=activation, id2label={i: str(i) for i in range(7)})
     expected, found = outputs(model), outputs(for_inference(model, "fp32"))
     for name, value in expected.items():
         assert value.std() > 0.05, f"{name} hardly varies, so that being near it says nothing"

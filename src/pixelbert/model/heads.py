@@ -80,7 +80,7 @@ class TwoTowerHead(nn.Module):
     """Vectors of images and of sentences, made apart from each other; their inner products tell what belongs together.
 
     The joint transformer has to run once for every pair. A sentence's vector is made once, by the transformer; an
-    image's needs none, only its pixel embeddings (both measured in docs/results/search.md). So a search compares a
+    image's needs none, only its pixel embeddings (measured in docs/results/shipped.md). So a search compares a
     sentence with all images at the cost of a matrix product, and leaves a short list to the transformer. Trained by
     contrast, each right pair against the others of its group (as in CLIP, arXiv:2103.00020).
 

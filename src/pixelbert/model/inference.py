@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelbert.model.encoder import Encoder, Intermediate
-from pixelbert.model.heads import BiasedLinear, ImageTextMatchingHead
+from pixelbert.model.heads import BiasedLinear, ImageTextMatchingHead, TwoTowerHead
 from pixelbert.model.resnet import Bottleneck, ResNet, channels_last, folded
 
 M = TypeVar("M", bound=nn.Module)
-IN_FLOAT32 = (ImageTextMatchingHead, BiasedLinear)  # they compute in it, whatever the precision around them
+IN_FLOAT32 = (ImageTextMatchingHead, BiasedLinear, TwoTowerHead)  # they compute in it, whatever is around them
 ROWS_AT_ONCE = 1024  # of the transformer's input, all sequences of a block together
 ACTIVATIONS = {"gelu": ("gelu", "none"), "relu": ("relu", "")}  # those that oneDNN fuses, and its names for them
 
