@@ -68,7 +68,7 @@ def test_float32_gives_the_same(
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_bfloat16_is_near(kind: Any, tiny_model: MakeModel) -> None:
-    model = tiny_model(kind, id2label={i: str(i) for i in range(7)})
+    model = tiny_model(kind, tower_size=16, id2label={i: str(i) for i in range(7)})
     expected, found = outputs(model), outputs(for_inference(model, "bf16"))
     for name, value in expected.items():
         assert 0 < relative(found[name], value) <= 2e-2, name
@@ -77,7 +77,7 @@ def test_bfloat16_is_near(kind: Any, tiny_model: MakeModel) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_the_network_stays_as_it_is(kind: Any, precision: str, tiny_model: MakeModel) -> None:
-    model = tiny_model(kind, id2label={i: str(i) for i in range(7)})
+    model = tiny_model(kind, tower_size=16, id2label={i: str(i) for i in range(7)})
     modules = [type(module) for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     wanted = [p.requires_grad for p in model.parameters()]
