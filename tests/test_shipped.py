@@ -86,7 +86,7 @@ def test_a_folder_of_that_name_is_not_taken_for_it(
 def test_it_says_what_it_learned_from() -> None:
     assert {(row["data"], row["split"]) for row in trained_on(SHIPPED)} == {("flickr8k", "train"), ("coco", "restval")}
     card = (FOLDER / "README.md").read_text()
-    for word in ("Flickr8k", "COCO", "research", "shipped_1.yaml", "shipped_2.yaml"):
+    for word in ("Flickr8k", "COCO", "research", "shipped_1.yaml", "shipped_3.yaml"):
         assert word in card
     assert json.loads((FOLDER / "config.json").read_text())["architectures"] == ["PixelBertForPreTraining"]
 
