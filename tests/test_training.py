@@ -220,6 +220,10 @@ def test_a_run_starts_from_a_checkpoint(tmp_path: Path, tiny_model: MakeModel) -
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     assert after.pixelbert.embeddings.dropout.p == after.config.attention_probs_dropout_prob == 0.25
     assert not any(p.requires_grad for p in after.pixelbert.backbone.parameters())
+    recipe.optimizer.encoder_lr = 0.0
+    still, _ = build_model(recipe, again.tokenizer, corpus)
+    learning = {name.split(".")[1] for name, p in still.pixelbert.named_parameters(prefix="p") if p.requires_grad}
+    assert learning == {"pixel_embedding", "pooler"}
     recipe.data.max_length = 25
     with pytest.raises(PixelBertError, match=r"max_length is 25; expected 3 to 24"):
         build_model(recipe, again.tokenizer, corpus)

@@ -126,7 +126,8 @@ class OptimizerRecipe:
         cnn_momentum: its momentum (not said in the paper).
         lr: learning rate of AdamW.
         encoder_lr: that of the word embeddings and the transformer's layers, which BERT's weights may have taught much,
-            while the rest (pixel projection, heads) is new and can learn faster; `lr` if null, as in the paper.
+            while the rest (pixel projection, heads) is new and can learn faster; 0 leaves them as they are, and saves
+            their backward pass where nothing below them learns. `lr` if null, as in the paper.
         weight_decay: its weight decay.
         milestones: epochs after which both learning rates are divided by 10.
         warmup_steps: linear warm-up of both (not in the paper; 0 to leave it out).

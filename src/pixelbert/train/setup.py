@@ -117,6 +117,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corp
     if model.config.batch_norm == "frozen":
         for norm in model.pixelbert.backbone.batch_norms():
             norm.requires_grad_(False)
+    if recipe.optimizer.encoder_lr == 0:
+        model.pixelbert.embeddings.requires_grad_(False)
+        model.pixelbert.encoder.requires_grad_(False)
     recipe.task.freeze_unused(model)
     if recipe.model.activation_checkpointing:
         if model.config.batch_norm == "train":
