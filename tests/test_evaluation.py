@@ -102,5 +102,8 @@ def test_matching_is_measured_by_each_head_alone_too(
         assert 0 < found["itm_accuracy_apart"] < 1
         model.itm_head.bias.fill_(-1000.0)  # no match, it says, to everything
         unsure = evaluate_pretraining(model, processor, photos, precision="fp32", show=False)
+        model.config.joint_share = 0.0
+        apart = evaluate_pretraining(model, processor, photos, precision="fp32", show=False)
     assert unsure["itm_accuracy_joint"] == unsure["itm_accuracy"] == 0.5
-    assert unsure["itm_accuracy_apart"] == found["itm_accuracy_apart"]
+    assert unsure["itm_accuracy_apart"] == found["itm_accuracy_apart"] == apart["itm_accuracy"]
+    assert "itm_accuracy_joint" not in apart

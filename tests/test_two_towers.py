@@ -262,7 +262,7 @@ def test_scores_of_all_pairs_are_the_vectors_products(
 @pytest.mark.parametrize("network", [PixelBertForPreTraining, PixelBertForImageAndTextRetrieval])
 def test_a_match_is_the_joint_logit_and_the_towers_together(network: type, tiny_config: Callable) -> None:
     torch.manual_seed(0)
-    model = network(tiny_config(tower_size=16)).eval()
+    model = network(tiny_config(tower_size=16, joint_share=0.25)).eval()
     ids = torch.randint(4, 60, (6, 5))
     ids[2, 3:] = 0
     images = [torch.randn(3, 64, 64), torch.randn(3, 128, 64)]
@@ -277,7 +277,7 @@ def test_a_match_is_the_joint_logit_and_the_towers_together(network: type, tiny_
         model.pixelbert.towers.threshold.fill_(0.1)
         for known, sign in (({}, 1), ({"text_vectors": texts}, 1), ({"text_vectors": -texts}, -1)):
             apart = 2 * (sign * cosines - 0.1) / 0.07
-            torch.testing.assert_close(pair_logits(model(features, **pairs, **known)), (joint + apart) / 2)
+            torch.testing.assert_close(pair_logits(model(features, **pairs, **known)), joint / 4 + 0.75 * apart)
 
 
 def test_calibration_finds_slope_and_threshold_and_teaches_nothing_else(tiny_config: Callable) -> None:
@@ -316,7 +316,10 @@ def test_retrieval_teaches_the_towers_to_rank_the_same_candidates(tiny_config: C
     expected = -cosines.view(2, 3).log_softmax(1)[:, 0].sum()
     expected += trunk.towers.calibration(cosines, torch.tensor([True, False, False] * 2))
     assert output.contrastive_loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    assert Retrieval(towers=True, tower_size=16).head_config(None) == {"tower_size": 16}  # type: ignore[arg-type]
+    assert Retrieval(towers=True, tower_size=16).head_config(None) == {  # type: ignore[arg-type]
+        "tower_size": 16,
+        "joint_share": 0.5,
+    }
 
 
 def test_a_task_that_does_not_train_the_head_leaves_it_out(

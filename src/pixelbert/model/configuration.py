@@ -27,6 +27,8 @@ class PixelBertConfig(PreTrainedConfig):
             paper's setting, gives pixels no position.
         tower_size: width of the vectors by which images and sentences are compared apart from each other, to short-list
             in a search (see `TwoTowerHead`); 0 for none, as in the paper.
+        joint_share: what the matching head counts in the score of a pair, where there is a two-tower head; the rest is
+            that head's (see `PixelBertModel.match`).
         hidden_act: activation of the feed-forward network; GELU as in the BERT weights ("relu" is eq. 3).
 
     The others are those of `transformers.BertConfig`. There is no token type: it is folded into the positions when
@@ -49,6 +51,7 @@ class PixelBertConfig(PreTrainedConfig):
     }
     SHARES: ClassVar = (
         "pixel_dropout_prob",
+        "joint_share",
         "hidden_dropout_prob",
         "attention_probs_dropout_prob",
         "initializer_range",
@@ -64,6 +67,7 @@ class PixelBertConfig(PreTrainedConfig):
         pixel_dropout_prob: float = 0.0,
         pixel_positions: int = 0,
         tower_size: int = 0,
+        joint_share: float = 0.5,
         vocab_size: int = 30522,
         hidden_size: int = 768,
         num_hidden_layers: int = 12,
@@ -100,6 +104,7 @@ class PixelBertConfig(PreTrainedConfig):
         self.pixel_dropout_prob = pixel_dropout_prob
         self.pixel_positions = pixel_positions
         self.tower_size = tower_size
+        self.joint_share = joint_share
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers

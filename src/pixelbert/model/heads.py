@@ -85,7 +85,7 @@ class TwoTowerHead(nn.Module):
     contrast, each right pair against the others of its group (as in CLIP, arXiv:2103.00020).
 
     What contrast teaches ranks; `match` makes it the logit of a match, by a slope and a threshold that `calibration`
-    teaches. The score of a pair is the mean of that logit and the matching head's: see `PixelBertModel.match`.
+    teaches. The score of a pair is a mean of that logit and the matching head's: see `PixelBertModel.match`.
     """
 
     FIRST_SCALE = 1 / 0.07  # of CLIP's logits, which is learned from there

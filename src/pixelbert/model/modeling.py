@@ -215,7 +215,8 @@ class PixelBertModel(PixelBertPreTrainedModel):
         image_index: Tensor | None,
         text_vectors: Tensor | None = None,
     ) -> Tensor:
-        """(P,) the score of each pair: with a two-tower head the mean of its logit and the matching head's.
+        """(P,) the score of each pair: with a two-tower head the mean of its logit and the matching head's, weighted by
+        `joint_share`.
 
         The two err on different pairs, so their mean is right more often than either (docs/results/shipped.md). Each is
         taught by itself: a joint logit that learned what the other leaves would learn little, since on training images
@@ -231,7 +232,8 @@ class PixelBertModel(PixelBertPreTrainedModel):
             text_vectors = self.embed_texts(input_ids, attention_mask)
         if image_index is None:
             image_index = torch.arange(len(input_ids), device=input_ids.device)
-        return (joint + self.towers.match(self._of_vectors(text_vectors, features, image_index))) / 2
+        apart = self.towers.match(self._of_vectors(text_vectors, features, image_index))
+        return self.config.joint_share * joint + (1 - self.config.joint_share) * apart
 
     def _towers(self) -> TwoTowerHead:
         if self.towers is None:

@@ -53,6 +53,8 @@ class Pretraining(Task):
             images that the two-tower head finds them near (not in the paper; after ALBEF, arXiv:2107.07651). None is
             mismatched more than once, so that only the image tells. For ranking.
         tower_size: width of the two-tower head's vectors.
+        joint_share: what the matching head counts in a pair's score beside the two-tower head, from 0 to 1. It changes
+            nothing that is learned: the less of the two has learned, the less should it count.
     """
 
     kind: Literal["pretraining"] = "pretraining"
@@ -65,6 +67,7 @@ class Pretraining(Task):
     contrast: int = 0
     hard_negatives: bool = False
     tower_size: int = 256
+    joint_share: float = 0.5
 
     reads: ClassVar[str] = "captions"
     model_class: ClassVar[type] = PixelBertForPreTraining
@@ -77,6 +80,8 @@ class Pretraining(Task):
                 f"task.contrast is {self.contrast} and task.tower_size {self.tower_size}; expected 2 or more pairs, or "
                 "0 for none, and a positive width"
             )
+        if not 0 <= self.joint_share <= 1:
+            raise PixelBertError(f"task.joint_share is {self.joint_share}; expected 0 to 1")
         other_mismatches = self.mlm_on_mismatched or self.mismatched_from_same_split
         if self.hard_negatives and (not self.contrast or not self.itm or other_mismatches):
             raise PixelBertError(
@@ -101,7 +106,8 @@ class Pretraining(Task):
 
     def head_config(self, corpus: Corpus) -> dict[str, Any]:
         """See `Task.head_config`."""
-        return super().head_config(corpus) | ({"tower_size": self.tower_size} if self.contrast else {})
+        towers = {"tower_size": self.tower_size, "joint_share": self.joint_share}
+        return super().head_config(corpus) | (towers if self.contrast else {})
 
     def data(self, *args: Any, **options: Any) -> PretrainingData:
         """See `Task.data`."""

@@ -175,10 +175,11 @@ def _matching_and_masking(
         sentence = {e: i for i, e in enumerate(tokens)}
         said = [sentence[e] for e in [*chosen, *others]]
         apart = model.pixelbert.towers.match_cosines(cosines[said, [s.image for s in matching]])
-        result |= {
-            "itm_accuracy_apart": float(((apart > 0) == right).mean()),
-            "itm_accuracy_joint": float(((2 * scores - apart > 0) == right).mean()),  # the score is the mean of both
-        }
+        result["itm_accuracy_apart"] = float(((apart > 0) == right).mean())
+        share = model.config.joint_share
+        if share:
+            joint = scores - (1 - share) * apart  # times the share
+            result["itm_accuracy_joint"] = float(((joint > 0) == right).mean())
     for name, pixels, sentences in (
         ("", features, with_photo),
         ("_other_photo", features, with_other),

@@ -41,6 +41,7 @@ class Retrieval(Task):
         hardest: of these, how many the gradient goes through: those that the model scores highest.
         towers: teach a two-tower head beside it (not in the paper), by which a search short-lists.
         tower_size: width of its vectors.
+        joint_share: what the joint score counts in a pair's, beside the two-tower head's, from 0 to 1.
     """
 
     kind: Literal["retrieval"] = "retrieval"
@@ -48,6 +49,7 @@ class Retrieval(Task):
     hardest: int = 5
     towers: bool = False
     tower_size: int = 256
+    joint_share: float = 0.5
 
     reads: ClassVar[str] = "captions"
     model_class: ClassVar[type] = PixelBertForImageAndTextRetrieval
@@ -57,10 +59,13 @@ class Retrieval(Task):
             raise PixelBertError(
                 f"task.hardest is {self.hardest} and task.wrong {self.wrong}; expected 1 <= hardest <= wrong"
             )
+        if not 0 <= self.joint_share <= 1:
+            raise PixelBertError(f"task.joint_share is {self.joint_share}; expected 0 to 1")
 
     def head_config(self, corpus: Corpus) -> dict[str, Any]:
         """See `Task.head_config`."""
-        return super().head_config(corpus) | ({"tower_size": self.tower_size} if self.towers else {})
+        towers = {"tower_size": self.tower_size, "joint_share": self.joint_share}
+        return super().head_config(corpus) | (towers if self.towers else {})
 
     def data(self, *args: Any, **options: Any) -> RankingData:
         """See `Task.data`."""
