@@ -171,7 +171,7 @@ def _matching_and_masking(
         "itm_accuracy_blank": float(((run(blank, matching, "matching, blank photos")[0] > 0) == right).mean()),
     }
     if model.pixelbert.towers is not None:
-        cosines = tower_scores(model, processor, photos, list(tokens), used, precision=precision)
+        cosines = tower_scores(model, processor, photos, list(tokens), used, features=features, precision=precision)
         sentence = {e: i for i, e in enumerate(tokens)}
         said = [sentence[e] for e in [*chosen, *others]]
         apart = model.pixelbert.towers.match_cosines(cosines[said, [s.image for s in matching]])

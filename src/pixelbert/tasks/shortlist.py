@@ -12,6 +12,7 @@ from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.device import Precision
 from pixelbert.metrics.retrieval import recall_at_k, shortlist_recall
+from pixelbert.model.pixels import PixelFeatures
 from pixelbert.tasks.scoring import IMAGES_AT_ONCE, SENTENCES_AT_ONCE, encode_images
 from pixelbert.tasks.steps import move, text_inputs
 
@@ -26,6 +27,7 @@ def tower_scores(
     captions: Sequence[int],
     images: Sequence[int],
     *,
+    features: PixelFeatures | None = None,
     precision: Precision = "bf16",
 ) -> np.ndarray:
     """The two-tower head's cosine of every caption with every image: (captions, images) float32, from -1 to 1.
@@ -33,6 +35,7 @@ def tower_scores(
     Args:
         captions: examples, the rows.
         images: image numbers, the columns.
+        features: their pixel embeddings, if they are encoded already.
     """
     was_training = model.training
     model.eval()
@@ -41,12 +44,15 @@ def tower_scores(
     )["input_ids"]
     by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        of_images = torch.cat(
-            [
-                model.pixelbert.embed_images(encode_images(model, photos, images[i : i + IMAGES_AT_ONCE], show=False))
+        parts = (
+            [features]
+            if features is not None
+            else (  # a few at a time: vectors are small, pixels are not
+                encode_images(model, photos, images[i : i + IMAGES_AT_ONCE], show=False)
                 for i in range(0, len(images), IMAGES_AT_ONCE)
-            ]
+            )
         )
+        of_images = torch.cat([model.pixelbert.embed_images(part) for part in parts])
         scores = np.empty((len(captions), len(images)), dtype=np.float32)
         for start in range(0, len(by_length), SENTENCES_AT_ONCE):
             rows = by_length[start : start + SENTENCES_AT_ONCE]
