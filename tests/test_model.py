@@ -10,7 +10,8 @@ import torch
 
 from pixelbert import PixelBertConfig, PixelBertForPreTraining, PixelBertModel, PixelFeatures
 from pixelbert.model.encoder import Layout
-from pixelbert.model.pixels import PixelEmbedding
+from pixelbert.model.pixels import PixelEmbedding, by_shape, flatten_grid
+from pixelbert.model.resnet import STAGES, beginning
 from references import images, sentences
 
 MakeModel = Callable[..., PixelBertForPreTraining]
@@ -96,6 +97,24 @@ def test_stored_trunk_features_give_the_same_as_images(tiny_model: MakeModel) ->
         a = model(None, ids, mask, trunk_features=stored).match_logits
         b = model(None, ids, mask, pixel_values=batch).match_logits
     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("stage", STAGES[:-1])
+def test_what_a_stage_gave_goes_on_to_the_same_as_images(tiny_model: MakeModel, stage: str) -> None:
+    """Through the stages that follow alone, whatever the shapes beside it; and only those learn from it."""
+    model = tiny_model().pixelbert.eval()
+    batch = images((64, 128), (128, 128), (64, 128))
+    begun = beginning(model.backbone, stage)
+    stored = by_shape(lambda x: flatten_grid(begun(x)), batch)
+    assert torch.equal(stored.grid, torch.tensor([(2, 4), (4, 4), (2, 4)]) * 64 // (8 * 2 ** STAGES.index(stage)))
+    found, direct = model.embed_stored(stored), model.encode_images(batch)
+    assert torch.equal(found.grid, direct.grid)
+    for i, pixels in enumerate(direct.lengths):
+        torch.testing.assert_close(found.values[i, :pixels], direct.values[i, :pixels], rtol=1e-5, atol=1e-5)
+    model.zero_grad()
+    model.embed_stored(PixelFeatures(stored.values.detach(), stored.grid)).values.sum().backward()
+    learning = {name.split(".")[0] for name, p in model.backbone.named_parameters() if p.grad is not None}
+    assert learning == set(STAGES[STAGES.index(stage) + 1 :])
 
 
 # --- pixels ---

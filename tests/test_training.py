@@ -130,6 +130,29 @@ def test_stored_features_are_those_of_the_cnn(tmp_path: Path, tiny_model: MakeMo
     assert len(list((tmp_path / "features").iterdir())) == len(before) + 1  # other weights, other file
 
 
+def test_features_of_frozen_stages_are_those_of_the_cnn(tmp_path: Path, tiny_model: MakeModel) -> None:
+    model: PixelBertModel = tiny_model().pixelbert
+    corpus = Corpus(resolve_scenes(["scenes:0-5"], tmp_path))
+    processor = PixelBertImageProcessor(128, 192)
+    cache = build_feature_cache(model, corpus, processor, tmp_path / "features", mirror=True, after="layer3", batch=2)
+    photos = [processor.to_tensor(corpus.load_image(i)) for i in (3, 0)]
+    direct = model.encode_images([photos[0], photos[1].flip(-1)])
+    stored = model.embed_stored(cache.get([View(3), View(0, True)]))
+    assert torch.equal(stored.grid, direct.grid)
+    scale = direct.values.detach().abs().max().item()
+    torch.testing.assert_close(stored.values, direct.values, rtol=0.05, atol=0.02 * scale)
+
+    made = set((tmp_path / "features").iterdir())
+    with torch.no_grad():
+        model.backbone.layer4[0].conv1.weight += 0.1  # what learns is no part of what is stored
+    build_feature_cache(model, corpus, processor, tmp_path / "features", mirror=True, after="layer3")
+    assert set((tmp_path / "features").iterdir()) == made
+    with torch.no_grad():
+        model.backbone.layer3[0].conv1.weight += 0.1
+    build_feature_cache(model, corpus, processor, tmp_path / "features", after="layer3")
+    assert len(set((tmp_path / "features").iterdir()) - made) == 1
+
+
 def test_from_a_folder_of_photos_to_a_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """prepare, train, evaluate, match: a user's own pairs, through the command line."""
     photos = tmp_path / "photos"
@@ -220,6 +243,11 @@ def test_a_run_starts_from_a_checkpoint(tmp_path: Path, tiny_model: MakeModel) -
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     assert after.pixelbert.embeddings.dropout.p == after.config.attention_probs_dropout_prob == 0.25
     assert not any(p.requires_grad for p in after.pixelbert.backbone.parameters())
+    recipe.model.freeze_backbone = "layer3"
+    partly, _ = build_model(recipe, again.tokenizer, corpus)
+    learning = {name.split(".")[0] for name, p in partly.pixelbert.backbone.named_parameters() if p.requires_grad}
+    assert learning == {"layer4"}
+    recipe.model.freeze_backbone = True
     recipe.optimizer.encoder_lr = 0.0
     still, _ = build_model(recipe, again.tokenizer, corpus)
     learning = {name.split(".")[1] for name, p in still.pixelbert.named_parameters(prefix="p") if p.requires_grad}

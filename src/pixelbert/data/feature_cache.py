@@ -1,4 +1,4 @@
-"""Stored features of a frozen CNN: without augmentation they never change, so each image is encoded once for good.
+"""Stored features of a frozen CNN, or of its frozen stages: they never change, so each image is encoded once for good.
 
 A memory-mapped file of bfloat16 grids for each data set, image after image: (pixels of all images, C).
 """
@@ -23,7 +23,8 @@ from pixelbert.data.store import PreparedDataset
 from pixelbert.device import best_precision
 from pixelbert.model.inference import trunk_for_inference
 from pixelbert.model.modeling import PixelBertModel
-from pixelbert.model.pixels import REDUCTION, PixelFeatures, grid_features
+from pixelbert.model.pixels import REDUCTION, PixelFeatures, by_shape, flatten_grid, grid_features
+from pixelbert.model.resnet import STAGES, ResNet, beginning
 from pixelbert.progress import Tracker
 
 
@@ -39,9 +40,9 @@ class FeatureCache:
 
     Args:
         files: for each data set of the corpus, its file of images as they are and, if training wants it, mirrored.
-        grids: (I, 2) rows and columns of each image's grid.
+        grids: (I, 2) rows and columns of each image's stored grid.
         counts: images of each data set.
-        channels: of the trunk.
+        channels: of the trunk, or of its last frozen stage.
     """
 
     def __init__(self, files: list[list[Path]], grids: np.ndarray, counts: list[int], channels: int) -> None:
@@ -81,11 +82,16 @@ def open_values(path: Path, pixels: int, channels: int, *, write: bool = False) 
 
 
 def fingerprint(
-    model: PixelBertModel, data: PreparedDataset, processor: PixelBertImageProcessor, *, mirrored: bool
+    trunk: ResNet,
+    model: PixelBertModel,
+    data: PreparedDataset,
+    processor: PixelBertImageProcessor,
+    *,
+    mirrored: bool,
 ) -> str:
-    """What the features depend on: the trunk's weights, the image settings and the data."""
+    """What the features depend on: the weights of the trunk or its beginning, the image settings and the data."""
     digest = hashlib.sha256()
-    for name, tensor in model.backbone.state_dict().items():
+    for name, tensor in trunk.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     settings = {
@@ -105,6 +111,7 @@ def build_feature_cache(
     folder: Path,
     *,
     mirror: bool = False,
+    after: str | None = None,
     batch: int = 16,
 ) -> FeatureCache:
     """Encode every image of the corpus once, or reuse the files in `folder` made from the same things.
@@ -114,16 +121,27 @@ def build_feature_cache(
 
     Args:
         mirror: store each image mirrored as well.
+        after: the CNN's last frozen stage, whose output is stored; that of the whole, pooled, if None.
     """
-    sizes = [processor.size_for(*size) for size in corpus.sizes.tolist()]
-    grids = np.array([(height // REDUCTION, width // REDUCTION) for width, height in sizes], dtype=np.int64)
     folder.mkdir(parents=True, exist_ok=True)
+    grids = [grids_of(data, processor, after) for data in corpus.datasets]
     files = [
-        [encode_once(model, data, processor, folder, mirrored, batch) for mirrored in (False, True)[: 1 + mirror]]
-        for data in corpus.datasets
+        [
+            encode_once(model, data, processor, of_data, folder, mirrored, after, batch)
+            for mirrored in (False, True)[: 1 + mirror]
+        ]
+        for data, of_data in zip(corpus.datasets, grids, strict=True)
     ]
-    counts = [len(data.sizes) for data in corpus.datasets]
-    return FeatureCache(files, grids, counts, model.backbone.shape.out_channels)
+    counts = list(map(len, grids))
+    channels = model.backbone.shape.channels_after(after or STAGES[-1])
+    return FeatureCache(files, np.concatenate(grids), counts, channels)
+
+
+def grids_of(data: PreparedDataset, processor: PixelBertImageProcessor, after: str | None) -> np.ndarray:
+    """(I, 2) rows and columns of what is stored of each image."""
+    smaller = REDUCTION if after is None else 4 * 2 ** STAGES.index(after)
+    sizes = [processor.size_for(*size) for size in data.sizes.tolist()]
+    return np.array([(height // smaller, width // smaller) for width, height in sizes], dtype=np.int64)
 
 
 @torch.inference_mode()
@@ -131,30 +149,34 @@ def encode_once(
     model: PixelBertModel,
     data: PreparedDataset,
     processor: PixelBertImageProcessor,
+    grids: np.ndarray,
     folder: Path,
     mirrored: bool,
+    after: str | None,
     batch: int,
 ) -> Path:
     """The file of a data set's features; written aside and renamed, so a killed run leaves no half file."""
-    path = folder / f"{fingerprint(model, data, processor, mirrored=mirrored)[:16]}.bf16"
+    bare = beginning(model.backbone, after) if after else model.backbone
+    path = folder / f"{fingerprint(bare, model, data, processor, mirrored=mirrored)[:16]}.bf16"
     if path.exists():
         return path
-    sizes = [processor.size_for(*size) for size in data.sizes.tolist()]
-    pixels = [width * height // REDUCTION**2 for width, height in sizes]
+    pixels = grids.prod(1)
     starts = np.concatenate([[0], np.cumsum(pixels)])
     aside = path.with_suffix(f".{os.getpid()}.partial")  # another run may be making the same file
-    values = open_values(aside, int(starts[-1]), model.backbone.shape.out_channels, write=True)
+    channels = bare.shape.channels_after(after or STAGES[-1])
+    values = open_values(aside, int(starts[-1]), channels, write=True)
     # Images of one shape together; each image's place in the file is known beforehand.
-    order = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    order = sorted(range(len(grids)), key=lambda i: tuple(grids[i]))
     dtype = torch.bfloat16 if best_precision(model.device) == "bf16" else torch.float32  # what is stored is bfloat16
-    trunk = trunk_for_inference(model.backbone, dtype)
+    trunk = trunk_for_inference(bare, dtype)
     name = f"encoding {data.name}{' mirrored' if mirrored else ''} once"
     with Tracker(name, len(order)) as tracker:
         for start in range(0, len(order), batch):
             images = order[start : start + batch]
             photos = [processor.to_tensor(data.load_image(i)) for i in images]
             photos = [photo.flip(-1) for photo in photos] if mirrored else photos
-            features = grid_features(trunk, [photo.to(model.device, dtype) for photo in photos])
+            photos = [photo.to(model.device, dtype) for photo in photos]
+            features = by_shape(lambda x: flatten_grid(trunk(x)), photos) if after else grid_features(trunk, photos)
             for row, image in enumerate(images):
                 values[starts[image] : starts[image + 1]] = features.values[row, : pixels[image]].cpu()
             tracker.advance(len(images))

@@ -158,7 +158,7 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
         if pixel_values is not None:
             features = self.encode_images(pixel_values)
         elif trunk_features is not None:
-            features = self.pixelbert.pixel_embedding(trunk_features)
+            features = self.pixelbert.embed_stored(trunk_features)
         if input_ids is None or image_index is None:
             raise ValueError("expected input_ids (P, tokens) and image_index (P,): the image of each sentence")
         if attention_mask is None:

@@ -25,8 +25,15 @@ from pixelbert.model.heads import (
     TwoTowerHead,
     assign_hard_negatives,
 )
-from pixelbert.model.pixels import PixelEmbedding, PixelFeatures, gather_pixels, grid_features
-from pixelbert.model.resnet import BACKBONES, ResNet
+from pixelbert.model.pixels import (
+    PixelEmbedding,
+    PixelFeatures,
+    by_shape,
+    gather_pixels,
+    grid_features,
+    pooled_grid,
+)
+from pixelbert.model.resnet import BACKBONES, STAGES, ResNet
 
 IGNORE = -100  # a label that counts for nothing, as in torch's cross-entropy
 
@@ -172,6 +179,22 @@ class PixelBertModel(PixelBertPreTrainedModel):
         """
         return self.pixel_embedding(self.trunk_features(pixel_values))
 
+    def embed_stored(self, stored: PixelFeatures) -> PixelFeatures:
+        """Pixel embeddings of what a feature cache holds.
+
+        Args:
+            stored: the output of `trunk_features`; or, where only the CNN's first stages are frozen, that of the last
+                frozen stage (values (I, pixels, C), rows x columns of its own feature map), from where the CNN goes on.
+        """
+        channels = stored.values.shape[2]
+        for stage in STAGES[:-1]:
+            if channels == self.backbone.shape.channels_after(stage):
+                dtype = self.backbone.conv1.weight.dtype
+                maps = [x.to(dtype) for x in stored.maps()]
+                stored = by_shape(lambda x: pooled_grid(self.backbone.go_on(x, stage)), maps)  # noqa: B023
+                break
+        return self.pixel_embedding(stored)
+
     def embed_images(self, features: PixelFeatures) -> Tensor:
         """Images alone, by the two-tower head: pixel embeddings (I, K, D) -> (I, E)."""
         mask = torch.arange(features.values.shape[1], device=features.grid.device) < features.lengths[:, None]
@@ -257,7 +280,7 @@ class PixelBertModel(PixelBertPreTrainedModel):
 
         Args:
             features: what `encode_images` returned; or give `pixel_values`, or `trunk_features` (the stored output
-                of a frozen CNN); without any of them, text alone.
+                of a frozen CNN or of its frozen stages, see `embed_stored`); without any of them, text alone.
             input_ids: (P, L) tokens, [CLS] and [SEP] included.
             attention_mask: (P, L), 1 at tokens and 0 at padding; all tokens if None.
             image_index: (P,) the image of each pair; one sentence an image, in order, if None.
@@ -270,7 +293,7 @@ class PixelBertModel(PixelBertPreTrainedModel):
         if pixel_values is not None:
             features = self.encode_images(pixel_values)
         elif trunk_features is not None:
-            features = self.pixel_embedding(trunk_features)
+            features = self.embed_stored(trunk_features)
         x = self.embeddings(input_ids)
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         pixel_mask = None
@@ -338,7 +361,7 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
         if pixel_values is not None:
             features = self.encode_images(pixel_values)
         elif trunk_features is not None:
-            features = self.pixelbert.pixel_embedding(trunk_features)
+            features = self.pixelbert.embed_stored(trunk_features)
         contrastive_loss = None
         if contrast is not None:
             rivals = self.pixelbert.rivals(features, contrast)

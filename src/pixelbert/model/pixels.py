@@ -5,7 +5,7 @@ Shapes: I images, P pairs, K pixels of the largest grid, C channels of the trunk
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,14 @@ class PixelFeatures:
         """The features of the images with these indices (n,)."""
         return PixelFeatures(self.values[images], self.grid[images])
 
+    def maps(self) -> list[Tensor]:
+        """Each image's grid as a feature map (C, rows, columns)."""
+        grids = self.grid.tolist()
+        return [
+            values[: rows * columns].view(rows, columns, -1).permute(2, 0, 1)
+            for values, (rows, columns) in zip(self.values, grids, strict=True)
+        ]
+
     @staticmethod
     def concatenate(parts: Sequence[PixelFeatures]) -> PixelFeatures:
         """All parts, image after image, padded to the largest grid."""
@@ -83,13 +91,21 @@ def grid_features(trunk: nn.Module, pixel_values: Tensor | Sequence[Tensor]) -> 
                 f"width multiples of {REDUCTION}, as PixelBertProcessor makes them"
             )
     if isinstance(pixel_values, Tensor):
-        return flatten_grid(F.max_pool2d(trunk(pixel_values), 2))
+        return pooled_grid(trunk(pixel_values))
+    return by_shape(lambda images: pooled_grid(trunk(images)), pixel_values)
+
+
+def pooled_grid(feature_map: Tensor) -> PixelFeatures:
+    """The 2 x 2 max pool after stage 5: (I, C, rows, columns) -> pixel features of half as many rows and columns."""
+    return flatten_grid(F.max_pool2d(feature_map, 2))
+
+
+def by_shape(function: Callable[[Tensor], PixelFeatures], images: Sequence[Tensor]) -> PixelFeatures:
+    """A function of (n, C, H, W) for images (C, H, W) of any shapes, those of one shape together; in their order."""
     groups: dict[torch.Size, list[int]] = {}
-    for i, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(i)
-    parts = [
-        flatten_grid(F.max_pool2d(trunk(torch.stack([pixel_values[i] for i in group])), 2)) for group in groups.values()
-    ]
+    for i, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(i)
+    parts = [function(torch.stack([images[i] for i in group])) for group in groups.values()]
     features = PixelFeatures.concatenate(parts)
     if len(parts) == 1:
         return features

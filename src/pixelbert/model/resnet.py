@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+STAGES = ("layer1", "layer2", "layer3", "layer4")  # the paper's stages 2 to 5
+
 
 @dataclass(frozen=True)
 class BackboneShape:
@@ -29,7 +31,11 @@ class BackboneShape:
 
     @property
     def out_channels(self) -> int:
-        return self.stem * 8 * Bottleneck.expansion
+        return self.channels_after("layer4")
+
+    def channels_after(self, stage: str) -> int:
+        """Channels of a stage's output."""
+        return self.stem * 2 ** STAGES.index(stage) * Bottleneck.expansion
 
 
 def normalised(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
@@ -134,14 +140,32 @@ class ResNet(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         x = pixel_values.to(self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last)
         x = self.maxpool(self.relu(normalised(x, self.conv1, self.bn1)))
-        for i in range(1, 5):
-            x = getattr(self, f"layer{i}")(x)
+        for stage in STAGES:
+            x = getattr(self, stage)(x)
+        return x
+
+    def frozen_part(self, last: str) -> list[nn.Module]:
+        """The stem and the stages up to and including this one."""
+        return [self.conv1, self.bn1, *(getattr(self, stage) for stage in STAGES[: STAGES.index(last) + 1])]
+
+    def go_on(self, x: Tensor, last: str) -> Tensor:
+        """The stages that follow on this one, of its output."""
+        for stage in STAGES[STAGES.index(last) + 1 :]:
+            x = getattr(self, stage)(x)
         return x
 
 
 def channels_last(trunk: ResNet) -> ResNet:
     """Lay the convolutions' weights out as the fastest kernels read them; the same values under the same names."""
     return trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def beginning(trunk: ResNet, last: str) -> ResNet:
+    """A copy that ends after this stage."""
+    trunk = copy.deepcopy(trunk)
+    for stage in STAGES[STAGES.index(last) + 1 :]:
+        setattr(trunk, stage, nn.Sequential())
+    return trunk
 
 
 def folded(trunk: ResNet) -> ResNet:

@@ -32,7 +32,7 @@ def encode_images(
             views = [View(int(i)) for i in images[start : start + batch]]
             inputs = move(photos.inputs(views), model.device)
             if "trunk_features" in inputs:
-                parts.append(model.pixelbert.pixel_embedding(inputs["trunk_features"]))
+                parts.append(model.pixelbert.embed_stored(inputs["trunk_features"]))
             else:
                 parts.append(model.encode_images(inputs["pixel_values"]))
             tracker.advance(len(views))

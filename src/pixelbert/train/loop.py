@@ -129,7 +129,10 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
     if recipe.model.feature_cache:
         folder = Path(recipe.model.feature_cache)
         with accelerator.local_main_process_first():
-            encode = partial(build_feature_cache, bare.pixelbert, processor=processor.image_processor, folder=folder)
+            encode = partial(
+                build_feature_cache, bare.pixelbert, processor=processor.image_processor, folder=folder,
+                after=recipe.model.last_frozen_stage,
+            )  # fmt: skip
             caches[0] = encode(corpus, mirror=recipe.data.mirror)
             caches[1] = encode(validation) if validation else None
     optimizers = list(build_optimizers(bare, recipe.optimizer, sharded=sharded).values())

@@ -40,9 +40,11 @@ class ModelRecipe:
         vocab_size: of a learned vocabulary, at most.
         stride_in_1x1: the first 1x1 convolution of a bottleneck halves the grid, not the 3x3 (see PixelBertConfig).
         batch_norm: frozen, or train (for a CNN that starts at random).
-        freeze_backbone: don't train the CNN.
+        freeze_backbone: don't train the CNN; or, with the name of a stage, only its stages up to and including that one
+            (layer3: stage 5 of the paper learns, and the stem and stages 2 to 4 stay as they are).
         feature_cache: with a frozen CNN, a folder in which each image's features are stored the first time and read
-            from then on; runs may share it. Null to run the CNN in every step.
+            from then on; runs may share it. Of a CNN that is frozen in part they are those of its last frozen stage,
+            which take more room: half a megabyte a photo of 256 x 256 after layer3. Null to run the CNN in every step.
         activation_checkpointing: keep only what goes into each layer of the transformer and each block of the CNN, and
             compute the rest again in the backward pass: larger images or batches in the same memory, for more time.
         pixel_layer_norm: LayerNorm after the projection of pixel features (not in the paper).
@@ -66,7 +68,7 @@ class ModelRecipe:
     vocab_size: int = 8000
     stride_in_1x1: bool = False
     batch_norm: Literal["frozen", "train"] = "frozen"
-    freeze_backbone: bool = False
+    freeze_backbone: bool | Literal["layer1", "layer2", "layer3"] = False
     feature_cache: str | None = None
     activation_checkpointing: bool = False
     pixel_layer_norm: bool = False
@@ -79,6 +81,11 @@ class ModelRecipe:
     pixel_dropout: float = 0.0
     initializer_range: float = 0.02
 
+    @property
+    def last_frozen_stage(self) -> str | None:
+        """The stage after which the CNN learns, if it is frozen in part."""
+        return self.freeze_backbone if isinstance(self.freeze_backbone, str) else None
+
     def __post_init__(self) -> None:
         if self.checkpoint and (self.text_init or self.backbone_init):
             raise PixelBertError(
@@ -86,7 +93,8 @@ class ModelRecipe:
             )
         if self.feature_cache and not self.freeze_backbone:
             raise PixelBertError(
-                "model.feature_cache needs model.freeze_backbone: true, since the features of a CNN that learns change"
+                "model.feature_cache needs model.freeze_backbone: true, or the name of a stage, since the features of "
+                "a CNN that learns change"
             )
 
 

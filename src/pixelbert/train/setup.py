@@ -113,9 +113,13 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corp
         reports.append(load_bert(model, recipe.model.text_init))
     if recipe.model.backbone_init:
         reports.append(load_backbone(model, Path(recipe.model.backbone_init)))
-    model.pixelbert.backbone.requires_grad_(not recipe.model.freeze_backbone)
+    backbone = model.pixelbert.backbone
+    backbone.requires_grad_(recipe.model.freeze_backbone is not True)
+    if recipe.model.last_frozen_stage:
+        for part in backbone.frozen_part(recipe.model.last_frozen_stage):
+            part.requires_grad_(False)
     if model.config.batch_norm == "frozen":
-        for norm in model.pixelbert.backbone.batch_norms():
+        for norm in backbone.batch_norms():
             norm.requires_grad_(False)
     if recipe.optimizer.encoder_lr == 0:
         model.pixelbert.embeddings.requires_grad_(False)
