@@ -58,6 +58,12 @@ class TestOptimizers:
         }
         assert {found["pixelbert.pixel_embedding.projection.weight"], found["itm_head.weight"]} == {1e-3}
 
+    def test_the_cnn_may_have_adamw(self, tiny_model: MakeModel) -> None:
+        recipe = OptimizerRecipe(cnn="adamw", cnn_lr=3e-5, cnn_weight_decay=1e-2)
+        optimizer = build_optimizers(tiny_model(), recipe)["cnn"]
+        assert isinstance(optimizer, torch.optim.AdamW)
+        assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(3e-5, 1e-2)]
+
     def test_a_frozen_cnn_has_no_optimizer(self, tiny_model: MakeModel) -> None:
         model = tiny_model()
         model.pixelbert.backbone.requires_grad_(False)

@@ -97,6 +97,22 @@ def test_vectors_depend_on_nothing_beside_them(tiny_model: MakeModel) -> None:
     assert (together[0] - together[1]).abs().max() > 1e-2
 
 
+def test_an_image_is_the_mean_of_its_pixels_by_what_each_says_it_counts(tiny_config: Callable) -> None:
+    head = TwoTowerHead(tiny_config(tower_size=8)).eval()
+    pixels = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    found = head.embed_image(pixels, mask)
+    for image, count in enumerate((5, 3)):
+        own = pixels[image, :count].detach().numpy().astype("f8")
+        says = own @ head.pixel_weight.weight[0].detach().numpy() + head.pixel_weight.bias.item()
+        mean = (np.exp(says) / np.exp(says).sum()) @ own
+        alone = torch.tensor(mean, dtype=torch.float32)[None, None]  # one pixel, whose share is 1
+        torch.testing.assert_close(
+            found[image : image + 1], head.embed_image(alone, torch.ones(1, 1, dtype=torch.bool))
+        )
+    assert head.pixel_weight.weight.abs().max() > 1e-3  # or the shares would be even
+
+
 class TestGroups:
     @pytest.mark.parametrize("task", [{}, {"mlm": False, "itm": False}, {"hard_negatives": True}])
     def test_the_same_groups_on_any_number_of_devices(

@@ -86,7 +86,7 @@ def section(run: dict[str, Any]) -> str:
     )
     hardware = facts.get("gpu", facts["processor"])
     lines = [
-        f"## {TITLES[run['kind']]} ({run['device']})\n",
+        f"## {TITLES[run['kind']]} ({run['device']}, {run['precision']})\n",
         f"    {run['command']}\n",
         f"{hardware}, {facts['cores']} core(s), {facts['threads']} thread(s), computing in {run['precision']}; "
         f"{versions}; {facts['date']}, {run['minutes']:.1f} minutes, load average {facts.get('load_average', '?')}.\n",

@@ -30,7 +30,7 @@ def decay_groups(named: list[tuple[str, nn.Parameter]], lr: float, weight_decay:
 def build_optimizers(
     model: PixelBertPreTrainedModel, recipe: OptimizerRecipe, *, sharded: bool = False
 ) -> dict[str, Optimizer]:
-    """ "transformer" (AdamW) and, unless the CNN is frozen, "cnn" (SGD).
+    """ "transformer" (AdamW) and, unless the CNN is frozen, "cnn" (SGD, or AdamW if the recipe says so).
 
     Args:
         sharded: the network is to be cut in shards (FSDP), for which torch has no fused SGD.
@@ -45,7 +45,10 @@ def build_optimizers(
     optimizers: dict[str, Optimizer] = {"transformer": AdamW(groups, fused=True)}
     if any(p.requires_grad for _, p in backbone):
         groups = decay_groups(backbone, recipe.cnn_lr, recipe.cnn_weight_decay)
-        optimizers["cnn"] = SGD(groups, momentum=recipe.cnn_momentum, fused=not sharded)
+        if recipe.cnn == "adamw":
+            optimizers["cnn"] = AdamW(groups, fused=True)
+        else:
+            optimizers["cnn"] = SGD(groups, momentum=recipe.cnn_momentum, fused=not sharded)
     return optimizers
 
 
