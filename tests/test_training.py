@@ -16,6 +16,7 @@ from pixelbert.data.processing import PixelBertImageProcessor
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.errors import PixelBertError
 from pixelbert.train.checkpoint import claim, cut_log
+from pixelbert.train.curves import plot_curves
 from pixelbert.train.optim import build_optimizers, schedule
 from pixelbert.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 from pixelbert.train.setup import build_model, build_processor
@@ -263,6 +264,15 @@ def test_a_run_starts_from_a_checkpoint(tmp_path: Path, tiny_model: MakeModel) -
         build_model(recipe, again.tokenizer, corpus)
     with pytest.raises(PixelBertError, match="holds all weights"):
         ModelRecipe(checkpoint="x", text_init="y")
+
+
+@pytest.mark.parametrize("measured", ["itm_loss", "contrastive_loss", "vqa_loss", "reasoning_loss", "ranking_loss"])
+def test_what_every_task_learns_by_is_drawn(tmp_path: Path, measured: str) -> None:
+    pictures = []
+    for name in (measured, "nobody_draws_this"):
+        (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {i}, "{name}": {i / 9}}}\n' for i in range(9)))
+        pictures.append(plot_curves(tmp_path).read_bytes())
+    assert pictures[0] != pictures[1]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

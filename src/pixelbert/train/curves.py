@@ -14,6 +14,7 @@ LOSSES = {  # what is drawn of a row of metrics.jsonl or validation.jsonl, where
     "vqa_loss": "answers",
     "reasoning_loss": "true or false",
     "ranking_loss": "ranking",
+    "contrastive_loss": "two towers",
     "mlm_loss_other_photo": "masked words, another photo",
 }
 SCORES = {
@@ -26,6 +27,8 @@ SCORES = {
     "accuracy_shuffled": "accuracy, photos shuffled",
     "text_to_image_r1": "text to image R@1",
     "image_to_text_r1": "image to text R@1",
+    "tower_text_to_image_r1": "two towers, text to image R@1",
+    "tower_image_to_text_r1": "two towers, image to text R@1",
 }
 
 
@@ -41,7 +44,7 @@ def plot_curves(output: Path) -> Path:
         The picture's path.
     """
     trained, measured = read_log(output / "metrics.jsonl"), read_log(output / "validation.jsonl")
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, title, names in zip(figure.subplots(1, 2), ("loss", "accuracy"), (LOSSES, SCORES), strict=True):
         for rows, style, part in ((trained, "-", "training"), (measured, "o--", "validation")):
             for name, label in names.items():
@@ -49,7 +52,7 @@ def plot_curves(output: Path) -> Path:
                     steps, values = zip(*((row["step"], row[name]) for row in rows), strict=True)
                     axes.plot(steps, values, style, label=f"{label}, {part}")
         if axes.lines:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.16))  # beside no curve
         axes.set_title(title, loc="left")
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
