@@ -57,9 +57,11 @@ def test_captions_of_photos_never_seen_are_told_apart(model: PixelBert) -> None:
 
 
 def test_a_masked_word_is_seen_in_the_photo(model: PixelBert) -> None:
-    photo = shipped_photos()[0]  # two men playing baseball
-    fills = model.fill_mask(photo.path, "two men playing [MASK] on a field", top=3)[0]
-    assert "baseball" in [fill.token for fill in fills]
+    """And not guessed from the words, which beside another photo say something else."""
+    photos, sentence = shipped_photos(), "a [MASK] catching a frisbee"
+    dog, office = photos[5], photos[4]  # in file order
+    assert model.fill_mask(dog.path, sentence, top=1)[0][0].token == "dog"
+    assert "dog" not in [fill.token for fill in model.fill_mask(office.path, sentence, top=3)[0]]
 
 
 def test_an_index_made_with_it_names_it_and_no_path(model: PixelBert, tmp_path: Path) -> None:
