@@ -93,7 +93,7 @@ def test_the_example_runs_without_pytorch_and_agrees(exported: Path, checkpoint:
 
 
 def test_images_of_several_grids_and_counts_of_pixels(exported: Path, checkpoint: Path) -> None:
-    model = PixelBert.from_pretrained(checkpoint, device="cpu").model
+    model = PixelBert.from_pretrained(checkpoint, device="cpu", precision="fp32").model
     images, pairs = (onnxruntime.InferenceSession(exported / name) for name in ("images.onnx", "pairs.onnx"))
     photos = [torch.randn(3, h, w, generator=torch.Generator().manual_seed(h)) for h, w in ((64, 64), (192, 128))]
     small, large = (images.run(None, {"pixel_values": p[None].numpy()})[0] for p in photos)

@@ -230,6 +230,16 @@ def test_masked_words(model: PixelBert, photos: list[PIL.Image.Image]) -> None:
         model.fill_mask(photos[0], "a [MASK] " + 20 * "dog " + "[MASK]")
 
 
+def test_only_tokens_fill_a_mask(make: Callable[..., PixelBert], photos: list[PIL.Image.Image]) -> None:
+    """A network may have more rows than its tokenizer has tokens; a request that hit one got an error 500."""
+    model = make(vocab_size=200)
+    tokens = model.processor.tokenizer.get_vocab()
+    (fills,) = model.fill_mask(photos[0], "a [MASK]", top=200)
+    assert {fill.token for fill in fills} == set(tokens)
+    assert len(fills) == len(tokens) < 200
+    assert sum(fill.score for fill in fills) == pytest.approx(1, abs=1e-5)
+
+
 def test_judgements(make: Callable[..., PixelBert], photos: list[PIL.Image.Image]) -> None:
     model = make(PixelBertForImagesAndTextClassification)
     judgements = set()

@@ -208,7 +208,8 @@ class PixelBert:
                 f"{self.processor.max_length - 2} tokens"
             )
         output = self._run(self.model, self.encode(image), [ids], output_token_logits=True)
-        probabilities = output.token_logits[0, places.tolist()].float().softmax(-1)
+        named = output.token_logits[0, places.tolist(), : len(tokenizer)]  # a network may have rows that no token has
+        probabilities = named.float().softmax(-1)
         best = probabilities.topk(min(top, probabilities.shape[-1]))
         return [
             [Fill(token, s) for token, s in zip(tokenizer.convert_ids_to_tokens(tokens), scores, strict=True)]
