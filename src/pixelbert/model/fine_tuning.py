@@ -45,14 +45,20 @@ class TaskOutput(ModelOutput):
 class PixelBertForQuestionAnswering(PixelBertPreTrainedModel):
     """A question about an image as a choice among known answers: a perceptron on [CLS] (paper section 4.2, VQA).
 
-    The answers stand in the configuration, as `id2label`.
+    The answers stand in the configuration, as `id2label`. With `tower_size` there too (not in the paper), a second
+    perceptron answers from what the two-tower head's vectors of question and image have in common; each is taught by
+    itself, and the answer is their mean, weighted by `joint_share`, as the score of a pair is. With a share of 0 the
+    vectors answer alone.
     """
 
     def __init__(self, config: PixelBertConfig) -> None:
         super().__init__(config)
         self.pixelbert = PixelBertModel(config)
         answers = len(config.id2label or ())
-        self.classifier = ClassificationHead(config, config.hidden_size, answers, first_bias=-math.log(max(answers, 1)))
+        first_bias = -math.log(max(answers, 1))
+        self.classifier = ClassificationHead(config, config.hidden_size, answers, first_bias)
+        if config.tower_size:
+            self.tower_classifier = ClassificationHead(config, 2 * config.tower_size, answers, first_bias)
         self.post_init()
 
     @property
@@ -60,21 +66,46 @@ class PixelBertForQuestionAnswering(PixelBertPreTrainedModel):
         """(A,) the answers that the logits are about."""
         return list((self.config.id2label or {}).values())
 
+    @property
+    def classifiers(self) -> list[ClassificationHead]:
+        """The perceptron on [CLS], and that on the two-tower head's vectors, if there is one."""
+        return [self.classifier, *([self.tower_classifier] if self.config.tower_size else [])]
+
     def forward(
-        self, features: PixelFeatures | None = None, *args: Any, answer_targets: Tensor | None = None, **inputs: Any
+        self,
+        features: PixelFeatures | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        *,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
+        trunk_features: PixelFeatures | None = None,
+        answer_targets: Tensor | None = None,
+        output_attentions: bool = False,
     ) -> TaskOutput:
         """Score every answer for each question.
 
         Args:
             answer_targets: (P, A) in [0, 1], the accuracy that each answer would get; gives `loss`, the binary
-                cross-entropy summed over answers and questions.
+                cross-entropy summed over answers and questions, and with a two-tower head over both perceptrons.
         """
-        output: PixelBertOutput = self.pixelbert(features, *args, **CLS_ALONE | inputs)
-        logits = self.classifier(output.pooler_output)
+        features = self.pixelbert.given_features(features, pixel_values, trunk_features)
+        share, attentions = self.config.joint_share, None
+        logits: list[Tensor] = []
+        if self.config.tower_size and features is not None and input_ids is not None:
+            compared = self.pixelbert.compare(features, input_ids, attention_mask, image_index)
+            logits = [self.tower_classifier(compared)]
+        if share or output_attentions or not logits:
+            output: PixelBertOutput = self.pixelbert(
+                features, input_ids, attention_mask, image_index, output_attentions=output_attentions, **CLS_ALONE
+            )
+            logits, attentions = [self.classifier(output.pooler_output), *logits], output.attentions
         loss = None
         if answer_targets is not None:
-            loss = F.binary_cross_entropy_with_logits(logits, answer_targets.float(), reduction="sum")
-        return TaskOutput(loss=loss, logits=logits, attentions=output.attentions)
+            truth = answer_targets.float()
+            loss = torch.stack([F.binary_cross_entropy_with_logits(x, truth, reduction="sum") for x in logits]).sum()
+        mixed = logits[0] if len(logits) == 1 else share * logits[0] + (1 - share) * logits[1]
+        return TaskOutput(loss=loss, logits=mixed, attentions=attentions)
 
 
 class PixelBertForImagesAndTextClassification(PixelBertPreTrainedModel):
@@ -155,10 +186,7 @@ class PixelBertForImageAndTextRetrieval(PixelBertPreTrainedModel):
             text_vectors: (P, E) of `embed_texts`, where the sentences' are known; without `candidates`, the two-tower
                 head's logit is a part of the scores: see `PixelBertModel.match`.
         """
-        if pixel_values is not None:
-            features = self.encode_images(pixel_values)
-        elif trunk_features is not None:
-            features = self.pixelbert.embed_stored(trunk_features)
+        features = self.pixelbert.given_features(features, pixel_values, trunk_features)
         if input_ids is None or image_index is None:
             raise ValueError("expected input_ids (P, tokens) and image_index (P,): the image of each sentence")
         if attention_mask is None:

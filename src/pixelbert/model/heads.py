@@ -181,6 +181,10 @@ class TwoTowerHead(nn.Module):
         wrong = losses[~truth]
         return (losses[truth].sum() + wrong.sum() * (truth.sum() / max(wrong.numel(), 1))) / 2
 
+    def of_logits(self) -> list[nn.Parameter]:
+        """The numbers that turn inner products into logits, which the vectors themselves don't depend on."""
+        return [self.log_scale, self.log_slope, self.threshold]
+
     def scale(self) -> Tensor:
         """What inner products are multiplied by to be logits."""
         return self.log_scale.exp().clamp(max=self.LARGEST_SCALE)

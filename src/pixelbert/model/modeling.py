@@ -195,6 +195,17 @@ class PixelBertModel(PixelBertPreTrainedModel):
                 break
         return self.pixel_embedding(stored)
 
+    def given_features(
+        self,
+        features: PixelFeatures | None,
+        pixel_values: Tensor | Sequence[Tensor] | None,
+        trunk_features: PixelFeatures | None,
+    ) -> PixelFeatures | None:
+        """Pixel embeddings, from whichever of the three ways of giving images was taken; None of text alone."""
+        if pixel_values is not None:
+            return self.encode_images(pixel_values)
+        return features if trunk_features is None else self.embed_stored(trunk_features)
+
     def embed_images(self, features: PixelFeatures) -> Tensor:
         """Images alone, by the two-tower head: pixel embeddings (I, K, D) -> (I, E)."""
         mask = torch.arange(features.values.shape[1], device=features.grid.device) < features.lengths[:, None]
@@ -224,6 +235,21 @@ class PixelBertModel(PixelBertPreTrainedModel):
     ) -> Tensor:
         """(P,) the two-tower head's score of each sentence with its image."""
         return self._of_vectors(self.embed_texts(input_ids, attention_mask), features, image_index)
+
+    def compare(
+        self,
+        features: PixelFeatures,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        image_index: Tensor | None,
+    ) -> Tensor:
+        """(P, 2 E) what the two-tower head's vectors of each sentence and its image have in common, component by
+        component, and the sentence's own beside it; components are about 1, as those of the transformer."""
+        texts = self.embed_texts(input_ids, attention_mask)
+        images = self.embed_images(features)
+        if image_index is not None:
+            images = images[image_index]
+        return math.sqrt(texts.shape[1]) * torch.cat([math.sqrt(texts.shape[1]) * texts * images, texts], dim=1)
 
     def _of_vectors(self, texts: Tensor, features: PixelFeatures, image_index: Tensor) -> Tensor:
         with torch.autocast(texts.device.type, enabled=False):  # rounded products would tie
@@ -290,10 +316,7 @@ class PixelBertModel(PixelBertPreTrainedModel):
         """
         if input_ids is None:
             raise ValueError("input_ids is missing: (pairs, tokens), as PixelBertProcessor(text=...) makes them")
-        if pixel_values is not None:
-            features = self.encode_images(pixel_values)
-        elif trunk_features is not None:
-            features = self.embed_stored(trunk_features)
+        features = self.given_features(features, pixel_values, trunk_features)
         x = self.embeddings(input_ids)
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         pixel_mask = None
@@ -358,10 +381,7 @@ class PixelBertForPreTraining(PixelBertPreTrainedModel):
 
         The others: see `PixelBertModel.forward`.
         """
-        if pixel_values is not None:
-            features = self.encode_images(pixel_values)
-        elif trunk_features is not None:
-            features = self.pixelbert.embed_stored(trunk_features)
+        features = self.pixelbert.given_features(features, pixel_values, trunk_features)
         contrastive_loss = None
         if contrast is not None:
             rivals = self.pixelbert.rivals(features, contrast)

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import View
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
@@ -80,8 +79,7 @@ class Pretraining(Task):
                 f"task.contrast is {self.contrast} and task.tower_size {self.tower_size}; expected 2 or more pairs, or "
                 "0 for none, and a positive width"
             )
-        if not 0 <= self.joint_share <= 1:
-            raise PixelBertError(f"task.joint_share is {self.joint_share}; expected 0 to 1")
+        self.check_joint_share()
         other_mismatches = self.mlm_on_mismatched or self.mismatched_from_same_split
         if self.hard_negatives and (not self.contrast or not self.itm or other_mismatches):
             raise PixelBertError(
@@ -104,10 +102,10 @@ class Pretraining(Task):
         model.itm_head.requires_grad_(self.itm)
         model.pixelbert.pooler.requires_grad_(self.itm)
 
-    def head_config(self, corpus: Corpus) -> dict[str, Any]:
-        """See `Task.head_config`."""
-        towers = {"tower_size": self.tower_size, "joint_share": self.joint_share}
-        return super().head_config(corpus) | (towers if self.contrast else {})
+    @property
+    def has_towers(self) -> bool:
+        """See `Task.has_towers`."""
+        return self.contrast > 0
 
     def data(self, *args: Any, **options: Any) -> PretrainingData:
         """See `Task.data`."""

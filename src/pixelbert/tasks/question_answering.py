@@ -36,12 +36,28 @@ class QuestionAnswering(Task):
 
     Args:
         kind: the task's name.
+        towers: answer from a two-tower head's vectors too (not in the paper). For little data, from a checkpoint that
+            has that head: the vectors are learned sooner than the joint transformer (docs/results/fine_tuning.md).
+        tower_size: width of these vectors; that of the checkpoint's head, if it is to be kept.
+        joint_share: what the perceptron on [CLS] counts in an answer, beside that on the vectors, from 0 to 1. With 0
+            the vectors answer alone, and words and pixels never meet in the transformer: several times faster.
     """
 
     kind: Literal["question-answering"] = "question-answering"
+    towers: bool = False
+    tower_size: int = 256
+    joint_share: float = 0.5
 
     reads: ClassVar[str] = "question-answering"
     model_class: ClassVar[type] = PixelBertForQuestionAnswering
+
+    def __post_init__(self) -> None:
+        self.check_joint_share()
+
+    @property
+    def has_towers(self) -> bool:
+        """See `Task.has_towers`."""
+        return self.towers
 
     def head_config(self, corpus: Corpus) -> dict[str, Any]:
         """The answers, as the configuration keeps them."""
@@ -59,13 +75,22 @@ class QuestionAnswering(Task):
         if not isinstance(before, PixelBertForQuestionAnswering) or before.answers == model.answers:
             return
         place = {answer: i for i, answer in enumerate(before.answers)}
-        old, new = before.classifier.out, model.classifier.out
-        with torch.no_grad():
-            nn.init.normal_(new.weight, std=model.config.initializer_range)
-            nn.init.constant_(new.bias, new.first_bias)
-            for i, answer in enumerate(model.answers):
-                if answer in place:
-                    new.weight[i], new.bias[i] = old.weight[place[answer]], old.bias[place[answer]]
+        for old_head, new_head in zip(before.classifiers, model.classifiers, strict=False):
+            old, new = old_head.out, new_head.out
+            with torch.no_grad():
+                nn.init.normal_(new.weight, std=model.config.initializer_range)
+                nn.init.constant_(new.bias, new.first_bias)
+                for i, answer in enumerate(model.answers):
+                    if answer in place:
+                        new.weight[i], new.bias[i] = old.weight[place[answer]], old.bias[place[answer]]
+
+    def freeze_unused(self, model: PixelBertForQuestionAnswering) -> None:  # type: ignore[override]
+        """What no answer depends on: the matching logits of the two-tower head, and the perceptron that isn't asked."""
+        if model.pixelbert.towers is not None:
+            for scale in model.pixelbert.towers.of_logits():
+                scale.requires_grad_(False)
+            model.classifier.requires_grad_(self.joint_share > 0)
+            model.pixelbert.pooler.requires_grad_(self.joint_share > 0)
 
     def data(self, *args: Any, **options: Any) -> QuestionData:
         """See `Task.data`."""

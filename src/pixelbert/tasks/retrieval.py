@@ -59,13 +59,12 @@ class Retrieval(Task):
             raise PixelBertError(
                 f"task.hardest is {self.hardest} and task.wrong {self.wrong}; expected 1 <= hardest <= wrong"
             )
-        if not 0 <= self.joint_share <= 1:
-            raise PixelBertError(f"task.joint_share is {self.joint_share}; expected 0 to 1")
+        self.check_joint_share()
 
-    def head_config(self, corpus: Corpus) -> dict[str, Any]:
-        """See `Task.head_config`."""
-        towers = {"tower_size": self.tower_size, "joint_share": self.joint_share}
-        return super().head_config(corpus) | (towers if self.towers else {})
+    @property
+    def has_towers(self) -> bool:
+        """See `Task.has_towers`."""
+        return self.towers
 
     def data(self, *args: Any, **options: Any) -> RankingData:
         """See `Task.data`."""

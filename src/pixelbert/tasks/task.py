@@ -14,6 +14,7 @@ from pixelbert.data.corpus import Corpus
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.device import Precision
+from pixelbert.errors import PixelBertError
 from pixelbert.tasks.steps import StepBatch, StepData, StepLoss
 
 
@@ -24,11 +25,20 @@ class Task(ABC):
         kind: its name in recipes.
         reads: the kind of prepared data that it learns from (see `store.py`).
         model_class: the network with this task's head.
+        tower_size: width of the two-tower head's vectors, where the task trains that head (`has_towers`).
+        joint_share: what the joint head counts beside it.
     """
 
     kind: str
     reads: ClassVar[str]
     model_class: ClassVar[type]
+    tower_size: int
+    joint_share: float
+
+    @property
+    def has_towers(self) -> bool:
+        """Whether a two-tower head learns."""
+        return False
 
     @property
     def counts_per_example(self) -> int:
@@ -40,7 +50,14 @@ class Task(ABC):
 
         A two-tower head that the task doesn't train is left out: it would no longer fit the transformer below it.
         """
-        return {"tower_size": 0}
+        if not self.has_towers:
+            return {"tower_size": 0}
+        return {"tower_size": self.tower_size, "joint_share": self.joint_share}
+
+    def check_joint_share(self) -> None:
+        """Raises PixelBertError if it is no share."""
+        if not 0 <= self.joint_share <= 1:
+            raise PixelBertError(f"task.joint_share is {self.joint_share}; expected 0 to 1")
 
     def adapt_head(self, model: Any, checkpoint: str) -> None:  # noqa: B027 (most heads have no names in them)
         """Make a head that was loaded from a checkpoint fit the training data, where its size alone doesn't tell."""
