@@ -1,13 +1,27 @@
 """Small real files for the data tests: photos made with Pillow, and raw data sets around them."""
 
+import importlib.util
 import io
 import json
 import struct
 import zlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(path: str) -> ModuleType:
+    """A script of the repository as a module, which it is no part of a package for."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def photo(shade: int = 120, size: tuple[int, int] = (40, 32)) -> Image.Image:

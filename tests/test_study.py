@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 from pathlib import Path
@@ -11,17 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from data_builders import ROOT, script
+
 STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
 
 
 def run(study: Path, output: Path, *options: str) -> None:
-    spec = importlib.util.spec_from_file_location("study", ROOT / "benchmarks" / "study.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main([str(study), "--output", str(output), *options])
+    script("benchmarks/study.py").main([str(study), "--output", str(output), *options])
 
 
 def tiny(name: str, **changes: Any) -> dict[str, Any]:

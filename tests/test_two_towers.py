@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from pixelbert import PixelBertConfig
 from pixelbert.data.corpus import Corpus
@@ -19,11 +21,12 @@ from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import load_checkpoint
-from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval
+from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval, PixelBertForQuestionAnswering
 from pixelbert.model.heads import TwoTowerHead, assign_hard_negatives
 from pixelbert.model.modeling import Contrast, PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.tasks.pretraining import Pretraining, PretrainingData
+from pixelbert.tasks.question_answering import QuestionAnswering
 from pixelbert.tasks.retrieval import Retrieval, pair_logits
 from pixelbert.tasks.shortlist import tower_scores
 from pixelbert.tasks.steps import StepBatch
@@ -352,3 +355,64 @@ def test_a_task_that_does_not_train_the_head_leaves_it_out(
         assert not loaded.missing
     new = load_checkpoint(tmp_path, "cpu", Retrieval.model_class, new_head=True, tower_size=8)
     assert {name.split(".")[1] for name in new.missing} == {"towers"}
+
+
+class TestAnswersFromTheVectors:
+    """`task.towers` of question answering: a perceptron on what question and image share, beside that on [CLS]."""
+
+    ANSWERS = MappingProxyType({0: "yes", 1: "no", 2: "red"})
+
+    def given(self) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(5)
+        mask = torch.ones(3, 6, dtype=torch.long)
+        mask[1, 4:] = 0
+        return {
+            "input_ids": torch.randint(5, 64, (3, 6), generator=generator),
+            "attention_mask": mask,
+            "image_index": torch.tensor([1, 0, 1]),
+            "pixel_values": torch.randn(2, 3, 64, 128, generator=generator),
+        }
+
+    @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+    def test_are_mixed_with_the_joint_ones_and_each_is_taught_by_itself(
+        self, share: float, tiny_model: MakeModel
+    ) -> None:
+        model = tiny_model(PixelBertForQuestionAnswering, id2label=dict(self.ANSWERS), tower_size=16, joint_share=share)
+        given, trunk = self.given(), model.pixelbert
+        targets = torch.tensor([[1.0, 0, 0], [0, 0.3, 0.9], [0, 0, 0]])
+        found = model(**given, answer_targets=targets)
+        text = given["input_ids"], given["attention_mask"]
+        features = model.encode_images(given["pixel_values"])
+        words, image = trunk.embed_texts(*text), trunk.embed_images(features)[given["image_index"]]
+        apart = model.tower_classifier(torch.cat([16 * words * image, 4 * words], 1))
+        joint = model.classifier(trunk(features, *text, given["image_index"]).pooler_output)
+        torch.testing.assert_close(found.logits, share * joint + (1 - share) * apart)
+        losses = [F.binary_cross_entropy_with_logits(x, targets, reduction="sum") for x in (joint, apart)]
+        torch.testing.assert_close(found.loss, losses[1] + (losses[0] if share else 0))
+
+    def test_without_a_share_words_and_pixels_never_meet(self, tiny_model: MakeModel) -> None:
+        model = tiny_model(PixelBertForQuestionAnswering, id2label=dict(self.ANSWERS), tower_size=16, joint_share=0.0)
+        given = self.given()
+        QuestionAnswering(towers=True, tower_size=16, joint_share=0).freeze_unused(model)
+        model(**given, answer_targets=torch.zeros(3, 3)).loss.backward()
+        lacking = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not lacking
+        # Maps of attention still show the joint transformer; a question alone still gets an answer.
+        assert model(**given, output_attentions=True).attentions is not None
+        del given["pixel_values"], given["image_index"]
+        assert model(**given).logits.shape == (3, 3)
+
+    def test_from_a_pre_trained_head(
+        self, tmp_path: Path, tiny_model: MakeModel, processor: PixelBertProcessor
+    ) -> None:
+        before = tiny_model(tower_size=16, vocab_size=len(processor.tokenizer))
+        before.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        task = QuestionAnswering(towers=True, tower_size=16, joint_share=0.25)
+        head = task.head_config(SimpleNamespace(answers=["yes", "no"], sources=[]))  # type: ignore[arg-type]
+        loaded = load_checkpoint(tmp_path, "cpu", PixelBertForQuestionAnswering, new_head=True, **head)
+        assert {name.split(".")[0] for name in loaded.missing} == {"classifier", "tower_classifier"}
+        assert torch.equal(loaded.model.pixelbert.towers.text.weight, before.pixelbert.towers.text.weight)
+        assert loaded.model.config.joint_share == 0.25
+        with pytest.raises(PixelBertError, match=r"joint_share is 1\.5"):
+            QuestionAnswering(joint_share=1.5)

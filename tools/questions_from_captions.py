@@ -52,10 +52,10 @@ ENDS = {
         looking look looks what where when how if but only also then than because made makes make eating covered filled
         wearing wears being taken parked attached dressed like""")
 }
-NO_ACTION = {
-    *words_of("""wearing during holding using having looking building evening morning clothing something ceiling wedding
-        swing string spring painting being including railing sitting standing""")
+NOUNS_IN_ING = {
+    *words_of("building evening morning clothing ceiling wedding swing string spring painting railing something")
 }
+NO_ACTION = NOUNS_IN_ING | {*words_of("wearing during holding using having looking being including sitting standing")}
 SINGULAR_IN_S = {
     *words_of("""tennis bus dress glass grass cross lens canvas christmas mattress gas class wilderness harness compass
         cactus circus princess mess surface""")
@@ -103,12 +103,15 @@ def noun_phrases(caption: str) -> Iterator[tuple[bool, list[str]]]:
         phrase: list[str] = []
         for following in words[i + 1 : i + 4]:
             ends_in_s = following.endswith("s") and not following.endswith("ss") and following not in SINGULAR_IN_S
-            if following in ENDS or "'" in following or (phrase and following.endswith(("ing", "ed"))):
+            participle = following.endswith(("ing", "ed")) and following not in NOUNS_IN_ING
+            if "'" in following:  # it is somebody's
+                phrase = []
+            if following in ENDS or "'" in following or (phrase and participle):
                 break
             if ends_in_s and not many:  # a verb, most likely
                 break
             phrase.append(following)
-            if ends_in_s:
+            if ends_in_s or following in MANY_PEOPLE:
                 break
         if phrase and len(phrase[-1]) > 2 and not phrase[-1].endswith("ly"):
             yield phrase[-1] in MANY_PEOPLE or (many and phrase[-1].endswith("s")), phrase
