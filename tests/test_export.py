@@ -133,12 +133,19 @@ def test_what_lies_beside_the_graphs(exported: Path, checkpoint: Path) -> None:
     assert not list(exported.parent.glob("*.partial"))
 
 
-@pytest.mark.parametrize("kind", [PixelBertForQuestionAnswering, PixelBertForImagesAndTextClassification])
+@pytest.mark.parametrize(
+    ("kind", "towers"),
+    [
+        (PixelBertForQuestionAnswering, 0),
+        (PixelBertForQuestionAnswering, 16),
+        (PixelBertForImagesAndTextClassification, 0),
+    ],
+)
 def test_other_heads(
-    kind: type, tiny_config: Callable[..., Any], exported: Path, checkpoint: Path, tmp_path: Path
+    kind: type, towers: int, tiny_config: Callable[..., Any], exported: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    model: Any = kind(tiny_config(num_hidden_layers=1, num_labels=5)).eval()
+    model: Any = kind(tiny_config(num_hidden_layers=1, num_labels=5, tower_size=towers)).eval()
     trunk = PixelBertForPreTraining.from_pretrained(checkpoint).eval()
     # The image encoder of the module's export, so that only what differs between heads is traced again.
     model.pixelbert.backbone = trunk.pixelbert.backbone
