@@ -26,7 +26,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
@@ -71,11 +70,11 @@ def run_arm(study: dict[str, Any], folder: Path, arm: str, seed: int, output: Pa
 
 
 def minutes_of_steps(run: Path) -> float:
-    """What a run's logged rates come to, however often it was halted."""
+    """What a run's steps take at its median rate, so that halts and whatever else the machine did don't count."""
     rows, recipe = read_json_lines(run / "metrics.jsonl"), read_yaml(run / "recipe.yaml")
     pairs_in_step = recipe["batch_size"] * (1 + recipe["task"].get("wrong", 0))
-    steps = np.diff([0, *(row["step"] for row in rows)])
-    return float(sum(n * pairs_in_step / row["pairs_per_second"] for n, row in zip(steps, rows, strict=True)) / 60)
+    rate = statistics.median(row["pairs_per_second"] for row in rows)
+    return rows[-1]["step"] * pairs_in_step / rate / 60
 
 
 def summary(found: dict[str, dict[str, dict[str, float]]], names: list[str]) -> dict[str, Any]:

@@ -70,3 +70,11 @@ def test_the_studies_name_recipes_and_stages_that_there_are(file: Path) -> None:
     study = yaml.safe_load(file.read_text())
     assert all((file.parent / recipe).is_file() for recipe in study["stages"].values())
     assert all(set(changes) <= set(study["stages"]) for changes in study["arms"].values())
+
+
+def test_minutes_are_those_of_the_median_rate(tmp_path: Path) -> None:
+    rows = [{"step": step, "pairs_per_second": rate} for step, rate in ((20, 100.0), (40, 1.0), (50, 120.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"batch_size": 16, "task": {"wrong": 20}}))
+    # 50 steps of 16 images with 21 sentences each
+    assert script("benchmarks/study.py").minutes_of_steps(tmp_path) == pytest.approx(50 * 16 * 21 / 100 / 60)
