@@ -31,6 +31,7 @@ NAVIGATION = {
         "results/flickr8k",
         "results/fine_tuning",
         "results/search",
+        "results/sharing",
         "results/bounded_memory",
         "reliability",
         "performance",

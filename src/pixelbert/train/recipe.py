@@ -1,6 +1,6 @@
 """The typed recipe: everything that a run depends on. YAML, command line and `--print_config` come from these classes.
 
-The defaults are those of paper section 4.1 with ResNet-50.
+The defaults are those of paper section 4.1 with ResNet-50, but for `data.sentences_per_image`.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class DataRecipe:
         shortest_edge: pixels that an image's shorter side is scaled to.
         longest_edge: limit of its longer side. Both sides are then snapped to multiples of 64.
         max_length: tokens that a sentence is cut to.
-        sentences_per_image: sentences of one image that stand together in a step and share the CNN's work; 1 is the
-            paper's sampling.
+        sentences_per_image: sentences of one image that stand together in a step and share the CNN's work: a pair then
+            teaches somewhat less and costs much less (docs/results/sharing.md). 1 is the paper's sampling.
         mirror: show each image mirrored half of the time, unless its sentence says left or right (not in the paper).
         workers: processes that load data beside each training process.
     """
@@ -119,7 +119,7 @@ class DataRecipe:
     shortest_edge: int = 800
     longest_edge: int = 1333
     max_length: int = 64
-    sentences_per_image: int = 1
+    sentences_per_image: int = 5
     mirror: bool = False
     workers: int = 2
 
