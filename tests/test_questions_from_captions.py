@@ -67,7 +67,8 @@ def test_each_question_has_a_yes_and_a_no_and_the_captions_agree(photos: list[li
             asked = asked[:-3]
         does = question.startswith("Is this") and asked[2] in made.PEOPLE
         about = asked[3] if does else {"men": "man", "women": "woman"}.get(asked[-1], asked[-1])
-        assert (answer == "yes") == (made.stem(about) in told)
+        # Twice, for "runnings": a word in -ing that follows an article passes for a noun.
+        assert (answer == "yes") == (made.stem(made.stem(about)) in told)
 
 
 def test_a_question_about_people_is_not_denied_where_there_are_some() -> None:
