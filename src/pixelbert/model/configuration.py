@@ -28,7 +28,7 @@ class PixelBertConfig(PreTrainedConfig):
         tower_size: width of the vectors by which images and sentences are compared apart from each other, to short-list
             in a search (see `TwoTowerHead`); 0 for none, as in the paper.
         joint_share: what the matching head counts in the score of a pair, where there is a two-tower head; the rest is
-            that head's (see `PixelBertModel.match`).
+            that head's (see `PixelBertModel.match`). In question answering, what the perceptron on [CLS] counts.
         hidden_act: activation of the feed-forward network; GELU as in the BERT weights ("relu" is eq. 3).
 
     The others are those of `transformers.BertConfig`. There is no token type: it is folded into the positions when
