@@ -1,11 +1,13 @@
 """Train the same thing in several ways, each with several seeds, and compare what comes of it: the tool for ablations.
 
-A study is a YAML file: the recipes of its stages, one after another; the arms, each saying what it changes in a stage;
-and the figures to compare, which are those of the last stage's last validation.
+A study is a YAML file: its stages, each a recipe (beside this file) that may begin with the model of another stage; the
+arms, each saying what it changes in a stage; and the figures to compare, of the last validation of a stage.
 
     title: what a table and a plot are headed with
-    stages: {pretraining: pretraining.yaml, retrieval: retrieval.yaml}   # recipes, beside this file
-    measure: [text_to_image_r1, image_to_text_r1]
+    stages:
+      pretraining: {recipe: pretraining.yaml}
+      retrieval: {recipe: retrieval.yaml, from: pretraining, measure: [text_to_image_r1, image_to_text_r1]}
+      daquar: {recipe: daquar.yaml, from: pretraining, measure: [accuracy]}
     arms:
       no pre-training: {pretraining: null}                # the stage is left out
       matching alone: {pretraining: {task.mlm: false}}    # fields of the recipe
@@ -13,8 +15,8 @@ and the figures to compare, which are those of the last stage's last validation.
 
     python benchmarks/study.py benchmarks/studies/scenes_table6.yaml --output runs/table6 --json table6.json
 
-A stage starts from the model of the one before it (`model.checkpoint`). The same command again goes on where it was:
-finished runs are left alone. Arms take turns, so that whoever stops early has the first seeds of all of them.
+`minutes`, those of all steps, may be measured too. The same command again goes on where it was: finished runs are left
+alone. Arms take turns, so that whoever stops early has the first seeds of all of them.
 """
 
 from __future__ import annotations
@@ -51,22 +53,36 @@ def run_arm(study: dict[str, Any], folder: Path, arm: str, seed: int, output: Pa
     """All stages of one arm with one seed.
 
     Returns:
-        The last row of the last stage's validation, and the minutes that its steps and those before took.
+        What is to be measured, and the minutes that all steps took.
     """
-    checkpoint, minutes = None, 0.0
-    for stage, recipe in study["stages"].items():
-        changes = (study["arms"][arm] or {}).get(stage, {})
+    checkpoints: dict[str, Path | None] = {}
+    found: dict[str, float] = {"minutes": 0.0}
+    for name, stage in study["stages"].items():
+        before = checkpoints[stage["from"]] if "from" in stage else None
+        changes = (study["arms"][arm] or {}).get(name, {})
         if changes is None:
+            checkpoints[name] = before
             continue
-        run = output / arm.replace(" ", "_") / str(seed) / stage
-        train_stage(folder / recipe, changes, seed, run, checkpoint)
-        minutes += minutes_of_steps(run)
-        checkpoint, last = run / "final", run / "validation.jsonl"
-    found = read_json_lines(last)[-1] | {"minutes": minutes}
-    missing = [name for name in study["measure"] if name not in found]
-    if missing:
-        raise PixelBertError(f"{last} has no {', '.join(missing)}, which is to be measured; it has {', '.join(found)}")
+        run = output / arm.replace(" ", "_") / str(seed) / name
+        train_stage(folder / stage["recipe"], changes, seed, run, before)
+        checkpoints[name] = run / "final"
+        found["minutes"] += minutes_of_steps(run)
+        if wanted := [figure for figure in stage.get("measure", []) if figure != "minutes"]:
+            last = read_json_lines(run / "validation.jsonl")[-1]
+            if missing := [figure for figure in wanted if figure not in last]:
+                raise PixelBertError(
+                    f"{run} has no {', '.join(missing)}, which is to be measured; it has {', '.join(last)}"
+                )
+            found |= {figure: last[figure] for figure in wanted}
     return found
+
+
+def figures_of(study: dict[str, Any]) -> list[str]:
+    """What a study measures, in the order of its stages."""
+    names = [figure for stage in study["stages"].values() for figure in stage.get("measure", [])]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise PixelBertError(f"two stages measure {', '.join(sorted(twice))}: a column of the table is one figure")
+    return names
 
 
 def minutes_of_steps(run: Path) -> float:
@@ -133,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"{args.study} has no arm {', '.join(sorted(unknown))}; it has {', '.join(study['arms'])}")
     found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in args.arms or study["arms"]}
-    total, names = args.seeds * len(found), study["measure"]
+    total, names = args.seeds * len(found), figures_of(study)
     for seed in range(args.seeds):
         for arm, seeds in found.items():
             print(f"== {arm}, seed {seed}: {sum(map(len, found.values())) + 1} of {total}", flush=True)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from data_builders import ROOT, script
+from pixelbert import PixelBertError
 
 STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
 
@@ -33,6 +34,8 @@ def test_a_study_goes_from_recipes_to_a_table(tmp_path: Path, capsys: pytest.Cap
     for name in ("scenes_pretraining.yaml", "scenes_retrieval.yaml"):
         (tmp_path / name).write_text(yaml.safe_dump(tiny(name)))
     study = yaml.safe_load((ROOT / "benchmarks" / "studies" / "scenes_table6.yaml").read_text())
+    longer = {"recipe": "scenes_pretraining.yaml", "from": "pretraining", "measure": ["itm_accuracy"]}
+    study["stages"]["longer"] = longer
     study["arms"] = {"none": {"pretraining": None}, "matching alone": {"pretraining": {"task.mlm": False}}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     options = ("--seeds", "2", "--json", str(tmp_path / "figures.json"))
@@ -40,9 +43,11 @@ def test_a_study_goes_from_recipes_to_a_table(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "runs" / "none" / "0" / "pretraining").exists()
     learned = yaml.safe_load((tmp_path / "runs" / "matching_alone" / "1" / "pretraining" / "recipe.yaml").read_text())
     assert (learned["task"]["mlm"], learned["seed"]) == (False, 1)
-    ranked = yaml.safe_load((tmp_path / "runs" / "matching_alone" / "1" / "retrieval" / "recipe.yaml").read_text())
-    assert ranked["model"]["checkpoint"].endswith("matching_alone/1/pretraining/final")
+    for stage in ("retrieval", "longer"):  # both begin where pre-training ended
+        after = yaml.safe_load((tmp_path / "runs" / "matching_alone" / "1" / stage / "recipe.yaml").read_text())
+        assert after["model"]["checkpoint"].endswith("matching_alone/1/pretraining/final")
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert list(figures["none"]) == ["text_to_image_r1", "image_to_text_r1", "itm_accuracy", "minutes"]
     for arm in ("none", "matching alone"):
         found = figures[arm]["text_to_image_r1"]
         last = [
@@ -57,7 +62,7 @@ def test_a_study_goes_from_recipes_to_a_table(tmp_path: Path, capsys: pytest.Cap
 
     weights = [(file, file.stat().st_mtime_ns) for file in (tmp_path / "runs").rglob("final/model.safetensors")]
     run(tmp_path / "study.yaml", tmp_path / "runs", *options)  # finished runs are left alone
-    assert len(weights) == 6
+    assert len(weights) == 10
     assert all(file.stat().st_mtime_ns == changed for file, changed in weights)
     assert json.loads((tmp_path / "figures.json").read_text())["figures"] == figures
     with pytest.raises(SystemExit):
@@ -68,8 +73,17 @@ def test_a_study_goes_from_recipes_to_a_table(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("file", [file for file in STUDIES if "arms" in yaml.safe_load(file.read_text())])
 def test_the_studies_name_recipes_and_stages_that_there_are(file: Path) -> None:
     study = yaml.safe_load(file.read_text())
-    assert all((file.parent / recipe).is_file() for recipe in study["stages"].values())
+    assert all((file.parent / stage["recipe"]).is_file() for stage in study["stages"].values())
     assert all(set(changes) <= set(study["stages"]) for changes in study["arms"].values())
+    stages = list(study["stages"])
+    assert all(stage.get("from") in [None, *stages[:i]] for i, stage in enumerate(study["stages"].values()))
+    assert script("benchmarks/study.py").figures_of(study)
+
+
+def test_two_stages_may_not_measure_one_figure() -> None:
+    stages = {"first": {"measure": ["itm_accuracy", "mlm_loss"]}, "second": {"measure": ["itm_accuracy"]}}
+    with pytest.raises(PixelBertError, match="two stages measure itm_accuracy"):
+        script("benchmarks/study.py").figures_of({"stages": stages})
 
 
 def test_minutes_are_those_of_the_median_rate(tmp_path: Path) -> None:
