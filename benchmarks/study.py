@@ -1,11 +1,11 @@
 """Train the same thing in several ways, each with several seeds, and compare what comes of it: the tool for ablations.
 
-A study is a YAML file: its stages, each a recipe (beside this file) that may begin with the model of another stage; the
-arms, each saying what it changes in a stage; and the figures to compare, of the last validation of a stage.
+A study is a YAML file. Its stages are recipes (beside this file), which may begin with the model of another stage, with
+what all arms change in them and the figures to compare, of their last validation. Its arms say what each changes.
 
     title: what a table and a plot are headed with
     stages:
-      pretraining: {recipe: pretraining.yaml}
+      pretraining: {recipe: pretraining.yaml, change: {epochs: 2}}
       retrieval: {recipe: retrieval.yaml, from: pretraining, measure: [text_to_image_r1, image_to_text_r1]}
       daquar: {recipe: daquar.yaml, from: pretraining, measure: [accuracy]}
     arms:
@@ -64,7 +64,7 @@ def run_arm(study: dict[str, Any], folder: Path, arm: str, seed: int, output: Pa
             checkpoints[name] = before
             continue
         run = output / arm.replace(" ", "_") / str(seed) / name
-        train_stage(folder / stage["recipe"], changes, seed, run, before)
+        train_stage(folder / stage["recipe"], stage.get("change", {}) | changes, seed, run, before)
         checkpoints[name] = run / "final"
         found["minutes"] += minutes_of_steps(run)
         if wanted := [figure for figure in stage.get("measure", []) if figure != "minutes"]:

@@ -34,18 +34,22 @@ def test_a_study_goes_from_recipes_to_a_table(tmp_path: Path, capsys: pytest.Cap
     for name in ("scenes_pretraining.yaml", "scenes_retrieval.yaml"):
         (tmp_path / name).write_text(yaml.safe_dump(tiny(name)))
     study = yaml.safe_load((ROOT / "benchmarks" / "studies" / "scenes_table6.yaml").read_text())
-    longer = {"recipe": "scenes_pretraining.yaml", "from": "pretraining", "measure": ["itm_accuracy"]}
-    study["stages"]["longer"] = longer
-    study["arms"] = {"none": {"pretraining": None}, "matching alone": {"pretraining": {"task.mlm": False}}}
+    more = {"recipe": "scenes_pretraining.yaml", "from": "pretraining", "measure": ["itm_accuracy"]}
+    study["stages"]["more"] = more | {"change": {"epochs": 0.6, "batch_size": 8, "micro_batch_size": 8}}
+    study["arms"] = {
+        "none": {"pretraining": None},
+        "matching alone": {"pretraining": {"task.mlm": False}, "more": {"epochs": 0.7}},
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     options = ("--seeds", "2", "--json", str(tmp_path / "figures.json"))
     run(tmp_path / "study.yaml", tmp_path / "runs", *options)
     assert not (tmp_path / "runs" / "none" / "0" / "pretraining").exists()
     learned = yaml.safe_load((tmp_path / "runs" / "matching_alone" / "1" / "pretraining" / "recipe.yaml").read_text())
     assert (learned["task"]["mlm"], learned["seed"]) == (False, 1)
-    for stage in ("retrieval", "longer"):  # both begin where pre-training ended
+    for stage in ("retrieval", "more"):  # both begin where pre-training ended
         after = yaml.safe_load((tmp_path / "runs" / "matching_alone" / "1" / stage / "recipe.yaml").read_text())
         assert after["model"]["checkpoint"].endswith("matching_alone/1/pretraining/final")
+    assert (after["batch_size"], after["epochs"]) == (8, 0.7)  # what all arms change, and what this one does
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert list(figures["none"]) == ["text_to_image_r1", "image_to_text_r1", "itm_accuracy", "minutes"]
     for arm in ("none", "matching alone"):
