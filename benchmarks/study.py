@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from matplotlib.figure import Figure
 from pixelbert import PixelBertError, cli
 from pixelbert.files import read_json_lines, read_yaml, write_atomically, write_json
 
+MOMENT = 5.0  # seconds
 FROM_ELSEWHERE = ("backbone_init", "text_init")  # first weights, which a checkpoint takes the place of
 
 
@@ -93,6 +95,18 @@ def minutes_of_steps(run: Path) -> float:
     return rows[-1]["step"] * pairs_in_step / rate / 60
 
 
+def time_left(turns: Sequence[tuple[int, str]], took: dict[str, float]) -> str:
+    """For a line of progress: what the turns to come will take, by what their arms took (seconds) this time.
+
+    A run that was finished before took a moment and says nothing.
+    """
+    known = {arm: seconds for arm, seconds in took.items() if seconds > MOMENT}
+    if not known:
+        return ""
+    usual = statistics.mean(known.values())
+    return f", about {sum(known.get(arm, usual) for _, arm in turns) / 60:.0f} minutes left"
+
+
 def summary(found: dict[str, dict[str, dict[str, float]]], names: list[str]) -> dict[str, Any]:
     """Of each arm and figure: the values by seed, their mean and standard deviation."""
     result: dict[str, Any] = {}
@@ -149,11 +163,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"{args.study} has no arm {', '.join(sorted(unknown))}; it has {', '.join(study['arms'])}")
     found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in args.arms or study["arms"]}
-    total, names = args.seeds * len(found), figures_of(study)
+    names, turns = figures_of(study), [(seed, arm) for seed in range(args.seeds) for arm in found]
+    took: dict[str, float] = {}
     for seed in range(args.seeds):
         for arm, seeds in found.items():
-            print(f"== {arm}, seed {seed}: {sum(map(len, found.values())) + 1} of {total}", flush=True)
+            turn = turns.index((seed, arm))
+            print(f"== {arm}, seed {seed}: {turn + 1} of {len(turns)}{time_left(turns[turn:], took)}", flush=True)
+            started = time.monotonic()
             seeds[str(seed)] = run_arm(study, args.study.parent, arm, seed, args.output)
+            took[arm] = time.monotonic() - started
         result = summary(found, names)
         table = markdown(study["title"], result, names)
         print(table, flush=True)

@@ -96,3 +96,11 @@ def test_minutes_are_those_of_the_median_rate(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"batch_size": 16, "task": {"wrong": 20}}))
     # 50 steps of 16 images with 21 sentences each
     assert script("benchmarks/study.py").minutes_of_steps(tmp_path) == pytest.approx(50 * 16 * 21 / 100 / 60)
+
+
+def test_time_left_is_what_the_arms_took() -> None:
+    left = script("benchmarks/study.py").time_left
+    assert left([(0, "a"), (0, "b")], {}) == ""
+    assert left([(0, "a")], {"b": 0.5}) == ""  # b was there already
+    assert left([(0, "b"), (1, "a"), (1, "b")], {"a": 60.0}) == ", about 3 minutes left"
+    assert left([(1, "a"), (1, "b")], {"a": 60.0, "b": 240.0, "c": 0.1}) == ", about 5 minutes left"
