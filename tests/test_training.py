@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from data_builders import read_lines
 from pixelbert import PixelBertForPreTraining, PixelBertModel, PixelBertProcessor, cli
 from pixelbert.data.corpus import Corpus
-from pixelbert.data.feature_cache import View, build_feature_cache
+from pixelbert.data.feature_cache import View, build_feature_cache, encode_grey
+from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertImageProcessor
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.errors import PixelBertError
@@ -158,6 +160,38 @@ def test_features_of_frozen_stages_are_those_of_the_cnn(tmp_path: Path, tiny_mod
         model.backbone.layer3[0].conv1.weight += 0.1
     build_feature_cache(model, corpus, processor, tmp_path / "features", after="layer3")
     assert len(set((tmp_path / "features").iterdir()) - made) == 1
+
+
+@pytest.mark.parametrize("after", [None, "layer3"])
+def test_grey_features_are_those_of_grey_photos(tmp_path: Path, tiny_model: MakeModel, after: str | None) -> None:
+    model: PixelBertModel = tiny_model().pixelbert
+    corpus = Corpus(resolve_scenes(["scenes:0-3"], tmp_path))
+    for sizes in (corpus.sizes, corpus.datasets[0].sizes):
+        sizes[1] = (128, 256)  # another shape than the others
+    processor = PixelBertImageProcessor(128, 256)
+    views = [View(1), View(0), View(2, True)]
+    direct = Photos(corpus, processor, blank=True).inputs(views)["pixel_values"]
+    assert [tuple(photo.shape) for photo in direct] == [(3, 256, 128), (3, 128, 128), (3, 128, 128)]
+    cache = encode_grey(model, corpus, processor, after=after)
+    stored = model.embed_stored(Photos(corpus, processor, cache, blank=True).inputs(views)["trunk_features"])
+    wanted = model.encode_images(direct)
+    assert torch.equal(stored.grid, wanted.grid)
+    scale = wanted.values.detach().abs().max().item()
+    torch.testing.assert_close(stored.values, wanted.values, rtol=0.05, atol=0.02 * scale)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_run_without_photos_has_the_text_alone(tmp_path: Path, stored: bool) -> None:
+    recipe = ["train", str(RECIPES / "tiny.yaml"), "--data.blank", "true", "--output", str(tmp_path / "run")]
+    recipe += ["--data.train", '["scenes:0-8"]', "--data.validation", '["scenes:20-26"]', "--epochs", "0.5"]
+    if stored:
+        recipe += ["--model.freeze_backbone", "true", "--model.feature_cache", str(tmp_path / "features")]
+    cli.main(recipe)
+    found = read_lines(tmp_path / "run" / "validation.jsonl")[-1]
+    for name in ("mlm_loss", "mlm_accuracy"):  # another photo is as grey
+        assert found[name] == found[f"{name}_other_photo"] == pytest.approx(found[f"{name}_blank"], abs=1e-3)
+    assert found["itm_accuracy"] == 0.5  # each sentence stands by its own photo and by another, and can't tell
+    assert not (tmp_path / "features").exists()
 
 
 def test_from_a_folder_of_photos_to_a_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,25 @@ class FeatureCache:
         return PixelFeatures(nn.utils.rnn.pad_sequence(parts, batch_first=True), grids)
 
 
+class GreyFeatures(FeatureCache):
+    """Evenly grey images' features in place of a corpus's, of the same shapes: see `Photos.blank`.
+
+    Args:
+        grids: (I, 2) rows and columns of each image's grid.
+        of_shape: the values (K, C) of each grid that there is, by its rows and columns.
+    """
+
+    def __init__(self, grids: np.ndarray, of_shape: dict[tuple[int, int], torch.Tensor]) -> None:
+        super().__init__([], grids, [len(grids)], next(iter(of_shape.values())).shape[1])
+        self.of_shape = of_shape
+
+    def get(self, views: Sequence[View]) -> PixelFeatures:
+        """See `FeatureCache.get`."""
+        grids = self.grids[[image for image, _ in views]]
+        parts = [self.of_shape[rows, columns] for rows, columns in grids.tolist()]
+        return PixelFeatures(nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.from_numpy(grids))
+
+
 def open_values(path: Path, pixels: int, channels: int, *, write: bool = False) -> torch.Tensor:
     """(pixels, channels) of a file, memory-mapped; made if it is to be written."""
     flat = torch.from_file(str(path), shared=write, size=pixels * channels, dtype=torch.bfloat16)
@@ -135,6 +154,23 @@ def build_feature_cache(
     counts = list(map(len, grids))
     channels = model.backbone.shape.channels_after(after or STAGES[-1])
     return FeatureCache(files, np.concatenate(grids), counts, channels)
+
+
+@torch.inference_mode()
+def encode_grey(
+    model: PixelBertModel, corpus: Corpus, processor: PixelBertImageProcessor, *, after: str | None = None
+) -> GreyFeatures:
+    """What `build_feature_cache` gives, for images that are evenly grey: one of each shape is encoded."""
+    bare = beginning(model.backbone, after) if after else model.backbone
+    trunk = trunk_for_inference(bare, torch.float32)
+    grids = np.concatenate([grids_of(data, processor, after) for data in corpus.datasets])
+    sizes = {processor.size_for(*size) for data in corpus.datasets for size in data.sizes.tolist()}
+    of_shape = {}
+    for width, height in sorted(sizes):
+        grey = [torch.zeros(3, height, width, device=model.device)]
+        features = by_shape(lambda x: flatten_grid(trunk(x)), grey) if after else grid_features(trunk, grey)
+        of_shape[tuple(features.grid[0].tolist())] = features.values[0].to("cpu", torch.bfloat16)
+    return GreyFeatures(grids, of_shape)
 
 
 def grids_of(data: PreparedDataset, processor: PixelBertImageProcessor, after: str | None) -> np.ndarray:

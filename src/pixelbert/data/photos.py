@@ -23,11 +23,13 @@ class Photos:
         corpus: whose images they are.
         processor: resizes and normalises.
         cache: stored features of all images of the corpus, used instead of the photos.
+        blank: show evenly grey images of the same sizes: the control that has the text alone.
     """
 
     corpus: Corpus
     processor: PixelBertImageProcessor
     cache: FeatureCache | None = None
+    blank: bool = False
 
     def size(self, image: int) -> tuple[int, int]:
         """The width and height that the image is resized to."""
@@ -45,9 +47,8 @@ class Photos:
         return {"pixel_values": [self._load(view) for view in views]}
 
     def _load(self, view: View) -> Tensor:
+        if self.blank:
+            width, height = self.size(view.image)
+            return torch.zeros(3, height, width)
         photo = self.processor.to_tensor(self.corpus.load_image(view.image))
         return photo.flip(-1) if view.mirrored else photo
-
-    def blank(self, images: Sequence[int]) -> dict[str, Any]:
-        """`pixel_values` of evenly grey images of the same sizes: the control that takes the pixels away."""
-        return {"pixel_values": [torch.zeros(3, height, width) for width, height in map(self.size, images)]}

@@ -27,7 +27,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
 
 from pixelbert.data.corpus import Corpus
-from pixelbert.data.feature_cache import FeatureCache, build_feature_cache
+from pixelbert.data.feature_cache import FeatureCache, build_feature_cache, encode_grey
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import ExampleOrder
@@ -126,7 +126,12 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
         for report in reports:
             console.print(str(report))
     caches: list[FeatureCache | None] = [None, None]
-    if recipe.model.feature_cache:
+    if recipe.model.feature_cache and recipe.data.blank:
+        grey = partial(
+            encode_grey, bare.pixelbert, processor=processor.image_processor, after=recipe.model.last_frozen_stage
+        )
+        caches = [grey(corpus), grey(validation) if validation else None]
+    elif recipe.model.feature_cache:
         folder = Path(recipe.model.feature_cache)
         with accelerator.local_main_process_first():
             encode = partial(
@@ -146,10 +151,10 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
         accelerator.init_trackers("pixelbert", config=checkpoint.flatten(trackable(dataclasses.asdict(recipe))))
     images = processor.image_processor
     data = recipe.task.data(
-        Photos(corpus, images, caches[0]), processor, order, accelerator.process_index, accelerator.num_processes,
-        recipe.micro_batch_size, recipe.data.mirror,
+        Photos(corpus, images, caches[0], recipe.data.blank), processor, order, accelerator.process_index,
+        accelerator.num_processes, recipe.micro_batch_size, recipe.data.mirror,
     )  # fmt: skip
-    validation_photos = Photos(validation, images, caches[1]) if validation else None
+    validation_photos = Photos(validation, images, caches[1], recipe.data.blank) if validation else None
     batches = iter(data_loader(data, progress.step, steps, recipe.data.workers))
     if main:
         describe(data, steps, accelerator, precision, bare, progress.step)

@@ -111,6 +111,8 @@ class DataRecipe:
         sentences_per_image: sentences of one image that stand together in a step and share the CNN's work: a pair then
             teaches somewhat less and costs much less (docs/results/sharing.md). 1 is the paper's sampling.
         mirror: show each image mirrored half of the time, unless its sentence says left or right (not in the paper).
+        blank: show evenly grey images in place of all photos, in training and validation: the control that has the text
+            alone. (`evaluate` shows photos, and gives what it answers without them as "blank".)
         workers: processes that load data beside each training process.
     """
 
@@ -121,6 +123,7 @@ class DataRecipe:
     max_length: int = 64
     sentences_per_image: int = 5
     mirror: bool = False
+    blank: bool = False
     workers: int = 2
 
 
