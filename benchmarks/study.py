@@ -45,10 +45,14 @@ def train_stage(recipe: Path, changes: dict[str, Any], seed: int, output: Path, 
     if checkpoint is not None:
         options["model.checkpoint"] = checkpoint
         options |= {f"model.{name}": None for name in FROM_ELSEWHERE}
-    command = ["train", str(recipe)]
-    for name, value in options.items():
-        command += [f"--{name}", str(value) if isinstance(value, str | Path) else json.dumps(value)]
-    cli.main(command)
+    cli.main(["train", str(recipe), *as_arguments(options)])
+
+
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    """Fields of a recipe for the command line."""
+    return [
+        f"--{name}={value if isinstance(value, str | Path) else json.dumps(value)}" for name, value in options.items()
+    ]
 
 
 def run_arm(study: dict[str, Any], folder: Path, arm: str, seed: int, output: Path) -> dict[str, float]:

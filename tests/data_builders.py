@@ -9,7 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from jsonargparse import ArgumentParser
 from PIL import Image
+
+from pixelbert import cli
+from pixelbert.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,6 +26,15 @@ def script(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def read_recipe(file: Path, *options: str) -> Recipe:
+    """A recipe's file with these options, as `pixelbert train` reads them."""
+    parser = ArgumentParser(exit_on_error=False)
+    arguments = ["--config", str(file), *options]
+    cli.train_parser(parser, arguments)
+    read = parser.instantiate(parser.parse_args(arguments))
+    return Recipe(**{name: value for name, value in vars(read).items() if name != "config"})
 
 
 def photo(shade: int = 120, size: tuple[int, int] = (40, 32)) -> Image.Image:

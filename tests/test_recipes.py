@@ -10,6 +10,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from data_builders import read_recipe
 from pixelbert import cli
 from pixelbert.tasks.retrieval import Retrieval
 from pixelbert.train.checkpoint import flatten
@@ -49,14 +50,6 @@ for name, (vqa, tr, ir, nlvr2) in ABLATION.items():
     TABLES |= {f"vqa_r50_{name}": [vqa], f"retrieval_flickr30k_r50_{name}": [tr, ir], f"nlvr2_r50_{name}": [nlvr2]}
 PRETRAINING = ["pretrain_r50", "pretrain_x152", *(f"pretrain_r50_{name}" for name in list(ABLATION)[1:])]
 PAPER = [*PRETRAINING, *TABLES]
-
-
-def read_recipe(file: Path, *options: str) -> Recipe:
-    parser = ArgumentParser(exit_on_error=False)
-    arguments = ["--config", str(file), *options]
-    cli.train_parser(parser, arguments)
-    read = parser.instantiate(parser.parse_args(arguments))
-    return Recipe(**{name: value for name, value in vars(read).items() if name != "config"})
 
 
 def recipe(name: str) -> Recipe:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from data_builders import ROOT, script
+from data_builders import ROOT, read_recipe, script
 from pixelbert import PixelBertError
 
 STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("*.yaml"))
@@ -82,6 +83,10 @@ def test_the_studies_name_recipes_and_stages_that_there_are(file: Path) -> None:
     stages = list(study["stages"])
     assert all(stage.get("from") in [None, *stages[:i]] for i, stage in enumerate(study["stages"].values()))
     assert script("benchmarks/study.py").figures_of(study)
+    for stage, arm in product(study["stages"], study["arms"]):
+        changes = study["stages"][stage].get("change", {}) | ((study["arms"][arm] or {}).get(stage) or {})
+        options = script("benchmarks/study.py").as_arguments({**changes, "output": Path("run")})
+        read_recipe(file.parent / study["stages"][stage]["recipe"], *options)
 
 
 def test_two_stages_may_not_measure_one_figure() -> None:
