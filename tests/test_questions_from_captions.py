@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data_builders import photo, script
 from pixelbert import PixelBertError, cli
+from pixelbert.data.corpus import Corpus
 from pixelbert.data.store import PreparedDataset
 
 made = script("tools/questions_from_captions.py")
@@ -93,6 +94,10 @@ def test_a_data_set_of_questions_with_the_same_images(tmp_path: Path) -> None:
     about = {image for row in asked.examples("train") for image in row["image_ids"]}
     assert about <= {image for row in captioned.examples("train") for image in row["image_ids"]}
     assert set(asked.examples("train")["answer_type"]) == {"yes/no"}
+    # Who learns from the questions learns from the captions, and is not to be measured on them.
+    own, captions_of = Corpus([f"{tmp_path / 'asked'}:train"]), Corpus([f"{tmp_path / 'captioned'}:train"])
+    assert own.provenance()[0]["data"] == "folder_asked"
+    assert own.provenance()[1:] == captions_of.provenance()
     # Only about the photos of a split of another data set.
     only = ["--only", f"{tmp_path / 'captioned'}:test", "--output", str(tmp_path / "none")]
     with pytest.raises(PixelBertError, match="no photo to ask about"):

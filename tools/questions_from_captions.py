@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pixelbert import PixelBertError
-from pixelbert.data.corpus import split_source
+from pixelbert.data.corpus import Corpus, split_source
 from pixelbert.data.store import QUESTION_ANSWERING, PreparedDataset
 from pixelbert.data.writer import DatasetWriter
 
@@ -236,7 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         for number, (image, question, answer) in enumerate(found):
             out.add_example("train", f"asked_{number}", [image], question, answers=[answer], answer_type="yes/no")
-        out.manifest = {"answers": ANSWERS, "sources": [{"file": str(folder), "splits": splits}]}
+        out.manifest = {
+            "answers": ANSWERS,
+            "sources": [{"file": str(folder), "splits": splits}],
+            "derived_from": Corpus([args.captions]).provenance(),
+        }
     print(f"{len(found):,} questions about {len({image for image, _, _ in found}):,} photos -> {args.output}")
 
 

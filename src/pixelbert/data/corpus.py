@@ -101,8 +101,12 @@ class Corpus:
         return data.examples(split).data.column(column)[row].as_py()
 
     def provenance(self) -> list[dict[str, Any]]:
-        """Each split's data set, name and files' checksums: what a checkpoint remembers of its training."""
-        return [
+        """Each split's data set, name and files' checksums: what a checkpoint remembers of its training.
+
+        A data set that was made from others has theirs too (`derived_from` in its manifest): whoever learns from it
+        learns from them.
+        """
+        own = [
             {
                 "data": data.name,
                 "split": split,
@@ -114,6 +118,7 @@ class Corpus:
             }
             for data, split in self._splits
         ]
+        return own + [source for data in self.datasets for source in data.manifest.get("derived_from", [])]
 
     def _locate(self, example: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._starts, example, side="right")) - 1
