@@ -32,6 +32,7 @@ NAVIGATION = {
         "results/fine_tuning",
         "results/search",
         "results/sharing",
+        "results/table6",
         "results/bounded_memory",
         "reliability",
         "performance",
