@@ -36,6 +36,7 @@ from pixelbert import PixelBertError, cli
 from pixelbert.files import read_json_lines, read_yaml, write_atomically, write_json
 
 MOMENT = 5.0  # seconds
+COLUMNS = 2  # figures side by side in a plot
 FROM_ELSEWHERE = ("backbone_init", "text_init")  # first weights, which a checkpoint takes the place of
 
 
@@ -138,8 +139,14 @@ def markdown(title: str, result: dict[str, Any], names: list[str]) -> str:
 
 def plot(title: str, result: dict[str, Any], names: list[str], file: Path) -> None:
     """A dot for each seed and a bar at the mean, figure by figure."""
-    figure = Figure(figsize=(4.5 * len(names) + 2, 0.45 * len(result) + 1.3), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
+    columns = min(len(names), COLUMNS)
+    rows = -(-len(names) // columns)
+    size = (4.5 * columns + 2, (0.45 * len(result) + 0.8) * rows + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for unused in panels[len(names) :]:
+        unused.remove()
+    for axes, name in zip(panels[: len(names)], names, strict=True):
         for place, figures in enumerate(result.values()):
             values = figures[name]["values"]
             axes.plot(values, [place] * len(values), "o", color="#2563c9", alpha=0.7)
@@ -148,7 +155,8 @@ def plot(title: str, result: dict[str, Any], names: list[str], file: Path) -> No
         axes.grid(axis="x", color="#dde3e9")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.set_yticks(range(len(result)), list(result))
-    axes.invert_yaxis()
+    panels[0].margins(y=0.1)
+    panels[0].invert_yaxis()  # which all share
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
