@@ -56,6 +56,7 @@ LINKED = [*PAGES, ROOT / "CONTRIBUTING.md"]
 OWN = {"prepared/mine", "prepared/questions"}
 OFFICIAL = {"prepared/coco", "prepared/flickr8k", "prepared/flickr30k", "prepared/visual_genome"}
 OFFICIAL |= {"prepared/vqa2", "prepared/nlvr2", "prepared/visual_genome_qa", "prepared/daquar", "prepared/coco_unshown"}
+OFFICIAL |= {"prepared/yesno"}
 # A training that the texts name runs with this after it: the same recipe, a moment's work.
 SMALL = shlex.split(
     "--epochs 0.1 --optimizer.milestones [] --precision fp32 --trackers [] "
