@@ -292,3 +292,8 @@ class TestPaperRows:
         for text, gpus in ((one, 1), (eight, 8)):
             number, unit = text.split()
             assert float(number) * hours[unit] == pytest.approx(float(total) / 4e14 / 3600 / gpus, rel=0.15, abs=0.05)
+
+
+@pytest.mark.parametrize("file", [file for file in RECIPES if file.stem.startswith("retrieval_")], ids=lambda f: f.stem)
+def test_recipes_are_of_the_task_that_their_name_says(file: Path) -> None:
+    assert isinstance(recipe(file.stem).task, Retrieval)
