@@ -16,7 +16,8 @@ what all arms change in them and the figures to compare, of their last validatio
     python benchmarks/study.py benchmarks/studies/scenes_table6.yaml --output runs/table6 --json table6.json
 
 `minutes`, those of all steps, may be measured too. The same command again goes on where it was: finished runs are left
-alone. Arms take turns, so that whoever stops early has the first seeds of all of them.
+alone. Arms take turns, so that whoever stops early has the first seeds of all of them. With --keep, seeds whose figures are
+in the JSON file are not run at all, so that more can be added on another machine.
 """
 
 from __future__ import annotations
@@ -124,6 +125,26 @@ def summary(found: dict[str, dict[str, dict[str, float]]], names: list[str]) -> 
     return result
 
 
+def kept_figures(study: dict[str, Any], file: Path | None) -> dict[str, dict[str, dict[str, float]]]:
+    """The figures of each arm and seed that `summary` wrote to a file.
+
+    Raises:
+        PixelBertError: there is no such file, or it is of another study.
+    """
+    if file is None or not file.exists():
+        raise PixelBertError("--keep needs --json with a file that has figures already")
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if before["study"] != study:
+        raise PixelBertError(f"{file} has the figures of another study: compare its 'study' with the YAML file")
+    return {
+        arm: {
+            str(seed): dict(zip(figures, values, strict=True))
+            for seed, values in enumerate(zip(*(figure["values"] for figure in figures.values()), strict=True))
+        }
+        for arm, figures in before["figures"].items()
+    }
+
+
 def markdown(title: str, result: dict[str, Any], names: list[str]) -> str:
     """The table: mean and standard deviation over seeds."""
     lines = [f"# {title}", "", f"| | {' | '.join(name.replace('_', ' ') for name in names)} | seeds |"]
@@ -168,17 +189,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for all runs; the same again goes on")
     parser.add_argument("--json", type=Path, help="file for the figures; a table (.md) and a plot (.png) go beside it")
     parser.add_argument("--seeds", type=int, default=3, help="of each arm")
+    parser.add_argument("--keep", action="store_true", help="take the seeds that the JSON file has already from there")
     parser.add_argument("--arms", nargs="*", help="some of them; all if left out")
     args = parser.parse_args(arguments)
     study = yaml.safe_load(args.study.read_text(encoding="utf-8"))
     unknown = set(args.arms or ()) - set(study["arms"])
     if unknown:
         parser.error(f"{args.study} has no arm {', '.join(sorted(unknown))}; it has {', '.join(study['arms'])}")
-    found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in args.arms or study["arms"]}
-    names, turns = figures_of(study), [(seed, arm) for seed in range(args.seeds) for arm in found]
+    kept = kept_figures(study, args.json) if args.keep else {}
+    found = {arm: kept.get(arm, {}) for arm in args.arms or study["arms"]}
+    names = figures_of(study)
+    turns = [(seed, arm) for seed in range(args.seeds) for arm in found if str(seed) not in found[arm]]
     took: dict[str, float] = {}
     for seed in range(args.seeds):
         for arm, seeds in found.items():
+            if (seed, arm) not in turns:
+                continue
             turn = turns.index((seed, arm))
             print(f"== {arm}, seed {seed}: {turn + 1} of {len(turns)}{time_left(turns[turn:], took)}", flush=True)
             started = time.monotonic()

@@ -66,8 +66,11 @@ def test_float32_gives_the_same(
         assert (found[name] - value).abs().max() <= 1e-4, name
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["fused kernels", "torch's own"])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_bfloat16_is_near(kind: Any, tiny_model: MakeModel) -> None:
+def test_bfloat16_is_near(kind: Any, fused: bool, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fused:
+        monkeypatch.setattr(inference, "has_fused_kernels", lambda dtype: False)
     model = tiny_model(kind, tower_size=16, id2label={i: str(i) for i in range(7)})
     expected, found = outputs(model), outputs(for_inference(model, "bf16"))
     for name, value in expected.items():

@@ -537,7 +537,7 @@ class TestCommands:
             (["match", "x", "--images-from", str(tmp_path / "list.txt"), *at], "gone.png does not exist"),
             (["match", "x", "--images-from", str(tmp_path / "none.txt"), *at], "none.txt does not exist"),
             (["match", files[0], "x", "--checkpoint", str(tmp_path)], "no Pixel-BERT checkpoint"),
-            (["answer", files[0], "x"], "required: checkpoint"),
+            (["reason", files[0], files[0], "x"], "required: checkpoint"),
             (["answer", files[0], "x", *at], "question answering"),
             (["answer", files[0], "x", "y", *at], "unrecognized arguments: y"),
             (["reason", files[0], files[1], "x", *at], "NLVR2"),

@@ -8,6 +8,7 @@ import datasets
 import pytest
 
 from data_builders import encoded, karpathy_data, photo, read_lines, write_json, write_photos
+from pixelbert import cli
 from pixelbert.data.prepare import prepare
 from pixelbert.data.sources import CocoCaptions, Folder, Karpathy, VisualGenome
 from pixelbert.data.sources import streaming as streaming_module
@@ -85,15 +86,50 @@ def test_photos_in_an_excluded_folder_are_left_out(tmp_path: Path) -> None:
     shown = tmp_path / "shown"
     shown.mkdir()
     (shown / "1.jpg").touch()
-    summary = prepare(Karpathy(json=path, images=photos, exclude=[shown]), tmp_path / "set")
+    summary = prepare(Karpathy(json=path, images=photos, exclude=[str(shown)]), tmp_path / "set")
     assert summary.left_out == {"image left out by --exclude": 1}
     assert {"tiny:0", "tiny:2"} == kept(tmp_path / "set")
     with pytest.raises(PixelBertError, match="nowhere is no folder"):
-        Karpathy(json=path, images=photos, exclude=[tmp_path / "nowhere"]).read()
+        Karpathy(json=path, images=photos, exclude=[str(tmp_path / "nowhere")]).read()
     (shown / "1.jpg").rename(shown / "9.jpg")
     with pytest.raises(PixelBertError, match="leaves nothing out"):
-        prepare(Karpathy(json=path, images=photos, exclude=[shown]), tmp_path / "other")
+        prepare(Karpathy(json=path, images=photos, exclude=[str(shown)]), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_photos_of_excluded_splits_are_left_out(tmp_path: Path, embed: bool) -> None:
+    photos = write_photos(tmp_path / "photos", 12)  # 5 is in val, 7 in test
+    path = write_json(tmp_path / "dataset.json", karpathy_data(12))
+    measured, exclude = tmp_path / "measured", [f"{tmp_path}/measured:val,test"]
+    prepare(Karpathy(json=path, images=photos), measured, embed_images=embed)
+    command = ["prepare", "karpathy", "--json", str(path), "--images", str(photos), "--output", str(tmp_path / "set")]
+    cli.main([*command, "--exclude", json.dumps(exclude)])
+    assert kept(tmp_path / "set") == {f"tiny:{n}" for n in range(12) if n not in (5, 7)}
+    manifest = PreparedDataset.open(tmp_path / "set").manifest
+    assert manifest["left_out"] == {"image left out by --exclude": 2}
+    assert manifest["options"]["exclude"] == exclude
+    entry = read_lines(tmp_path / "set" / "skipped.jsonl")[0]
+    assert (entry["where"], entry["reason"], entry["bad"]) == ("images[5]", f"5.jpg is in {exclude[0]}", False)
+
+
+def test_excluded_splits_that_are_none(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 8)
+    path = write_json(tmp_path / "dataset.json", karpathy_data(8))
+    prepare(Karpathy(json=path, images=photos), tmp_path / "measured")
+    for entry, message in (
+        ("measured:vall", r"measured has no split 'vall': it has train, val, test"),
+        ("measured:", "expected DIR:SPLIT"),
+        ("photos:val", "photos is not a prepared data set"),
+        ("gone:val", "gone does not exist"),
+        ("gone", "gone is no folder with files"),
+    ):
+        with pytest.raises(PixelBertError, match=message):
+            Karpathy(json=path, images=photos, exclude=[f"{tmp_path}/{entry}"]).read()
+    others = write_json(tmp_path / "others.json", {"dataset": "tiny", "images": karpathy_data(5)["images"]})
+    exclude = [f"{tmp_path}/measured:{splits}" for splits in ("train", "train,val", "val")]  # the first two overlap
+    with pytest.raises(PixelBertError, match=rf"^{exclude[2]}: no photo of {others} has .* leaves nothing out"):
+        list(Karpathy(json=others, images=photos, exclude=exclude).read().records)
 
 
 FACTS: list[dict[str, Any]] = [

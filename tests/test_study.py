@@ -70,6 +70,18 @@ def test_a_study_goes_from_recipes_to_a_table(tmp_path: Path, capsys: pytest.Cap
     assert len(weights) == 10
     assert all(file.stat().st_mtime_ns == changed for file, changed in weights)
     assert json.loads((tmp_path / "figures.json").read_text())["figures"] == figures
+    # Elsewhere, with the figures alone: a third seed is added, and the first two are not run again.
+    more = ("--seeds", "3", "--json", str(tmp_path / "figures.json"), "--keep")
+    run(tmp_path / "study.yaml", tmp_path / "elsewhere", *more)
+    assert {int(folder.name) for folder in (tmp_path / "elsewhere").glob("*/*")} == {2}
+    three = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    for arm, figure in ((arm, figure) for arm in figures for figure in figures[arm]):
+        assert len(three[arm][figure]["values"]) == 3
+        assert three[arm][figure]["values"][:2] == figures[arm][figure]["values"]
+    study["title"] = "another"
+    (tmp_path / "another.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    with pytest.raises(PixelBertError, match="of another study"):
+        run(tmp_path / "another.yaml", tmp_path / "elsewhere", *more)
     with pytest.raises(SystemExit):
         run(tmp_path / "study.yaml", tmp_path / "runs", "--arms", "nun")
     assert "has no arm nun; it has none, matching alone" in capsys.readouterr().err

@@ -135,6 +135,42 @@ def test_vqa2_min_count(tmp_path: Path) -> None:
         common_answers(["yes"], 0)
 
 
+def test_vqa2_without_excluded_photos(tmp_path: Path) -> None:
+    prepare(vqa2(tmp_path), tmp_path / "measured")
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    (shown / "COCO_train2014_000000000008.jpg").touch()
+    source = vqa2(tmp_path, exclude=[str(shown), f"{tmp_path}/measured:val"], min_count=1)
+    change_json(source.annotations[0], lambda data: data["annotations"][1].update(answers=[]))  # of a left-out photo
+    summary = prepare(source, tmp_path / "set", strict=True)
+    data = PreparedDataset.open(tmp_path / "set")
+    assert list(data.image_row) == ["coco:7", "coco:5", "coco:6"]
+    assert data.splits == ["train", "test", "test_dev"]
+    assert data.examples("train")["example_id"][:] == ["vqa2:70", "vqa2:71"]
+    assert data.answers == ["no", "yes"]  # photo 8's "two" and "cat" and val's 2 are not learned
+    assert data.manifest["left_out"] == summary.left_out == {"image left out by --exclude": 2}
+    assert data.manifest["skipped"] == {}
+    assert problems(tmp_path / "set") == [
+        (
+            source.questions[0].name,
+            "questions[1] (image_id 8)",
+            "image left out by --exclude",
+            f"train2014/COCO_train2014_000000000008.jpg is in {shown}",
+        ),
+        (
+            source.questions[1].name,
+            "questions[0] (image_id 9)",
+            "image left out by --exclude",
+            f"val2014/COCO_val2014_000000000009.jpg is in {tmp_path}/measured:val",
+        ),
+    ]
+    (shown / "COCO_train2014_000000000008.jpg").rename(shown / "8.jpg")
+    with pytest.raises(PixelBertError, match=r"shown: no photo of .*train2014_questions\.json, .* leaves nothing out"):
+        source.read()
+    with pytest.raises(PixelBertError, match="has no split 'dev': it has train, val, test, test_dev"):
+        vqa2(tmp_path, exclude=[f"{tmp_path}/measured:dev"]).read()
+
+
 def note(change: Callable[[dict[str, Any]], Any]) -> Callable[[list[Any]], Any]:
     return lambda notes: change(notes[1])
 
@@ -486,6 +522,41 @@ def test_vqa_csv_rows_and_tables_that_do_not_fit(tmp_path: Path) -> None:
         VqaCsv(questions=tmp_path / "b.csv", images=photos, val=0, test=0).read()
 
 
+def test_vqa_csv_without_excluded_photos(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos" / "kitchen", 5).parent
+    rows = [
+        {"image": f"kitchen/{n}.jpg", "question": "What?", "answer": answer, "split": split}
+        for n, answer, split in [(0, "cat", "train"), (1, "dog", "train"), (2, "cow", "train"), (3, "hen", "val")]
+    ]
+    table = write_lines(tmp_path / "quiz.jsonl", rows)
+    prepare(VqaCsv(questions=table, images=photos), tmp_path / "measured")
+    of_left_out = [
+        {"image": "kitchen/1.jpg", "question": "And?", "answer": True, "split": "val"},
+        {"image": "./kitchen/1.jpg", "answer": "fox"},
+    ]
+    write_lines(table, [*rows, *of_left_out])
+    shown = write_photos(tmp_path / "shown", 1)  # 0.jpg
+    (shown / "0.jpg").rename(shown / "1.jpg")
+    exclude = [str(shown), f"{tmp_path}/measured:val"]
+    options = ["--questions", str(table), "--images", str(photos), "--output", str(tmp_path / "set"), "--strict"]
+    cli.main(["prepare", "vqa-csv", *options, "--exclude", json.dumps(exclude), "--answers_from", "[train, val]"])
+    data = PreparedDataset.open(tmp_path / "set")
+    assert list(data.image_row) == ["vqa:kitchen/0.jpg", "vqa:kitchen/2.jpg"]
+    assert data.answers == ["cat", "cow"]
+    assert data.manifest["options"]["exclude"] == exclude
+    assert data.manifest["left_out"] == {"image left out by --exclude": 2}  # photos, not questions
+    assert data.manifest["skipped"] == {}
+    assert [(where, reason) for _, where, _, reason in problems(tmp_path / "set")] == [
+        ("line 2", f"kitchen/1.jpg is in {shown}"),
+        ("line 4", f"kitchen/3.jpg is in {exclude[1]}"),
+    ]
+    (shown / "1.jpg").rename(shown / "9.jpg")
+    with pytest.raises(PixelBertError, match=r"shown: no photo of .*quiz\.jsonl has .* leaves nothing out"):
+        VqaCsv(questions=table, images=photos, exclude=exclude).read()
+    with pytest.raises(PixelBertError, match="has no split 'test': it has train, val"):
+        VqaCsv(questions=table, images=photos, exclude=[f"{tmp_path}/measured:test"]).read()
+
+
 # --- NLVR2
 
 
@@ -639,7 +710,7 @@ def test_table_1(tmp_path: Path) -> None:
 
 def test_every_format_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name, options in (
-        ("vqa2", ("--questions", "--annotations", "--answers", "--min_count")),
+        ("vqa2", ("--questions", "--annotations", "--answers", "--min_count", "--exclude")),
         ("visual-genome-qa", ("--question_answers", "--exclude", "--answers")),
         ("nlvr2", ("--json", "--images")),
         ("flickr30k", ("--json", "--images")),

@@ -385,10 +385,13 @@ class TestAnswersFromTheVectors:
         features = model.encode_images(given["pixel_values"])
         words, image = trunk.embed_texts(*text), trunk.embed_images(features)[given["image_index"]]
         apart = model.tower_classifier(torch.cat([16 * words * image, 4 * words], 1))
-        joint = model.classifier(trunk(features, *text, given["image_index"]).pooler_output)
-        torch.testing.assert_close(found.logits, share * joint + (1 - share) * apart)
-        losses = [F.binary_cross_entropy_with_logits(x, targets, reduction="sum") for x in (joint, apart)]
-        torch.testing.assert_close(found.loss, losses[1] + (losses[0] if share else 0))
+        expected, taught = (1 - share) * apart, [apart]
+        if share:
+            joint = model.classifier(trunk(features, *text, given["image_index"]).pooler_output)
+            expected, taught = share * joint + expected, [joint, apart]
+        torch.testing.assert_close(found.logits, expected)
+        losses = [F.binary_cross_entropy_with_logits(x, targets, reduction="sum") for x in taught]
+        torch.testing.assert_close(found.loss, sum(losses))
 
     def test_without_a_share_words_and_pixels_never_meet(self, tiny_model: MakeModel) -> None:
         model = tiny_model(PixelBertForQuestionAnswering, id2label=dict(self.ANSWERS), tower_size=16, joint_share=0.0)
@@ -397,10 +400,12 @@ class TestAnswersFromTheVectors:
         model(**given, answer_targets=torch.zeros(3, 3)).loss.backward()
         lacking = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not lacking
-        # Maps of attention still show the joint transformer; a question alone still gets an answer.
+        assert model.classifier is None
+        # Maps of attention still show the joint transformer; a question alone has nothing to be compared with.
         assert model(**given, output_attentions=True).attentions is not None
         del given["pixel_values"], given["image_index"]
-        assert model(**given).logits.shape == (3, 3)
+        with pytest.raises(ValueError, match="needs both"):
+            model(**given)
 
     def test_from_a_pre_trained_head(
         self, tmp_path: Path, tiny_model: MakeModel, processor: PixelBertProcessor

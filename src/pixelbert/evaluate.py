@@ -26,7 +26,7 @@ from pixelbert.data.store import SKIPPED
 from pixelbert.device import Precision, Share, best_device, best_precision, launched_share
 from pixelbert.errors import PixelBertError
 from pixelbert.files import read_json_lines, write_json
-from pixelbert.loading import load_checkpoint, trained_on
+from pixelbert.loading import load_answering, load_checkpoint, trained_on
 from pixelbert.metrics.nlvr2 import nlvr2_scores
 from pixelbert.metrics.retrieval import fold_recall, query_recall
 from pixelbert.model.inference import for_inference
@@ -110,8 +110,9 @@ def evaluate(
             evaluation that was stopped. If null, evaluation/DATA-SPLIT beside the checkpoint, with the
             task at the end where it isn't the checkpoint's own.
         json: another file to write the metrics to.
-        task: measure as this task; "retrieval" ranks with the matching head of a pre-trained model. Null for the task
-            that the checkpoint was trained for.
+        task: measure as this task: "retrieval" ranks with the matching head of a pre-trained model,
+            "question-answering" asks heads that are beside its own, as in the model that ships. Null for the task that
+            the checkpoint was trained for.
         examples: sentences that are measured, from the first; all if null.
         controls: also answer with photos shuffled, and blank.
         retrieval_images: images whose captions are ranked among each other, from the first. Null for all of them; for
@@ -145,18 +146,22 @@ def evaluate(
     console.quiet = not share.first
     precision = precision or best_precision(device)
     corpus = Corpus([f"{data}:{split}"])
-    learned = was_trained_on(checkpoint, corpus)
+    model, processor, _ = load_checkpoint(checkpoint, device)
+    made_for = KINDS[type(model)]
+    kind = task or made_for
+    if (kind, made_for) == ("question-answering", "pretraining"):
+        model = load_answering(checkpoint, model.pixelbert)
+    elif kind != made_for and (kind, made_for) != ("retrieval", "pretraining"):
+        model = None
+    if model is None:
+        raise PixelBertError(f"{checkpoint} was trained for {made_for} and can't be measured as {kind}")
+    corpus.require(TASKS[kind].reads)
+    learned = was_trained_on(model.name_or_path, corpus)
     if learned and not allow_trained:
         raise PixelBertError(
             f"{checkpoint} was trained on {learned}, so its figures there say nothing about new data; measure another "
             "split, or say --allow-trained to have them marked"
         )
-    model, processor, _ = load_checkpoint(checkpoint, device)
-    made_for = KINDS[type(model)]
-    kind = task or made_for
-    if kind != made_for and (kind, made_for) != ("retrieval", "pretraining"):
-        raise PixelBertError(f"{checkpoint} is a {type(model).__name__} and can't be measured as {kind}")
-    corpus.require(TASKS[kind].reads)
     folder = output or default_folder(checkpoint, corpus, split, kind, made_for)
     options = {"examples": examples, "seed": seed, "precision": precision}
     if kind == "retrieval":

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cached_file, logging
 
@@ -24,7 +25,8 @@ from pixelbert.model.fine_tuning import (
     PixelBertForImagesAndTextClassification,
     PixelBertForQuestionAnswering,
 )
-from pixelbert.model.modeling import PixelBertForPreTraining
+from pixelbert.model.inference import cast
+from pixelbert.model.modeling import PixelBertForPreTraining, PixelBertModel
 
 MODELS: dict[str, type] = {
     model.__name__: model
@@ -45,6 +47,7 @@ CHECKPOINT_FILES = {
 }
 SHIPPED = "shipped"  # names the checkpoint that is installed with the package
 SHIPPED_FOLDER = Path(__file__).parent / SHIPPED
+ANSWERING = "answering"  # in a checkpoint: heads that answer questions with its trunk, a folder of their own
 TRAINED_ON = "trained_on.json"  # in a checkpoint: the splits it has learned from
 
 
@@ -136,6 +139,49 @@ def load_checkpoint(
 def of_trunk(name: str) -> bool:
     """Whether a tensor is of the trunk that all tasks share, and not of a head."""
     return name.startswith("pixelbert.") and not name.startswith(TOWERS)
+
+
+def load_answering(checkpoint: str | Path, trunk: PixelBertModel) -> PixelBertForQuestionAnswering | None:
+    """The network that answers questions with the trunk of a checkpoint, if the checkpoint has heads for it.
+
+    Heads that learned on a frozen trunk (`model.freeze_trunk`) need no second copy of it: `ANSWERING` holds their
+    weights, the configuration with the answers, and what they learned from.
+
+    Args:
+        trunk: of the checkpoint, as it was trained or made ready for inference. It is shared, but for the two-tower
+            head, of which answering has its own.
+
+    Raises:
+        PixelBertError: heads that are damaged, or of another network.
+    """
+    files = [
+        cached_file(located(checkpoint), name, subfolder=ANSWERING, _raise_exceptions_for_missing_entries=False)
+        for name in (CONFIG_NAME, SAFE_WEIGHTS_NAME)
+    ]
+    if files[0] is None:
+        return None
+    folder = Path(files[0]).parent
+    try:
+        with torch.device("meta"):  # no weights but those that are given
+            model = PixelBertForQuestionAnswering(PixelBertConfig.from_pretrained(folder))
+        for name, part in trunk.named_children():
+            if name != "towers":
+                setattr(model.pixelbert, name, part)
+        state = {name: x.float() for name, x in load_file(folder / SAFE_WEIGHTS_NAME).items()}
+        wrong = model.load_state_dict(state, strict=False, assign=True)
+        if lacking := [name for name in wrong.missing_keys if not of_trunk(name)] + wrong.unexpected_keys:
+            raise ValueError(f"{', '.join(lacking)}: missing, or of no head")
+        sizes = [(c.hidden_size, c.vocab_size) for c in (model.config, trunk.config)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"the heads are of a network with the sizes {sizes[0]}, and this one has {sizes[1]}")
+    except Exception as error:  # transformers, safetensors and torch each raise their own
+        raise PixelBertError(f"{folder}: no heads for answering can be read there ({error}): copy it again") from error
+    dtype = trunk.dtype
+    for head in [model.pixelbert.towers, *model.classifiers.values()]:
+        if head is not None:
+            cast(head.to(trunk.device), dtype)
+    model.name_or_path = str(folder)
+    return model.eval()
 
 
 def check_folder(folder: Path) -> None:

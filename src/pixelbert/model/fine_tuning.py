@@ -48,7 +48,7 @@ class PixelBertForQuestionAnswering(PixelBertPreTrainedModel):
     The answers stand in the configuration, as `id2label`. With `tower_size` there too (not in the paper), a second
     perceptron answers from what the two-tower head's vectors of question and image have in common; each is taught by
     itself, and the answer is their mean, weighted by `joint_share`, as the score of a pair is. With a share of 0 the
-    vectors answer alone.
+    vectors answer alone, and there is no perceptron on [CLS].
     """
 
     def __init__(self, config: PixelBertConfig) -> None:
@@ -56,7 +56,10 @@ class PixelBertForQuestionAnswering(PixelBertPreTrainedModel):
         self.pixelbert = PixelBertModel(config)
         answers = len(config.id2label or ())
         first_bias = -math.log(max(answers, 1))
-        self.classifier = ClassificationHead(config, config.hidden_size, answers, first_bias)
+        self.classifier: ClassificationHead | None = None
+        self.tower_classifier: ClassificationHead | None = None
+        if config.joint_share or not config.tower_size:
+            self.classifier = ClassificationHead(config, config.hidden_size, answers, first_bias)
         if config.tower_size:
             self.tower_classifier = ClassificationHead(config, 2 * config.tower_size, answers, first_bias)
         self.post_init()
@@ -67,9 +70,10 @@ class PixelBertForQuestionAnswering(PixelBertPreTrainedModel):
         return list((self.config.id2label or {}).values())
 
     @property
-    def classifiers(self) -> list[ClassificationHead]:
-        """The perceptron on [CLS], and that on the two-tower head's vectors, if there is one."""
-        return [self.classifier, *([self.tower_classifier] if self.config.tower_size else [])]
+    def classifiers(self) -> dict[str, ClassificationHead]:
+        """The perceptrons that there are, on [CLS] and on the two-tower head's vectors, by their names here."""
+        both = {"classifier": self.classifier, "tower_classifier": self.tower_classifier}
+        return {name: head for name, head in both.items() if head is not None}
 
     def forward(
         self,
@@ -92,14 +96,18 @@ class PixelBertForQuestionAnswering(PixelBertPreTrainedModel):
         features = self.pixelbert.given_features(features, pixel_values, trunk_features)
         share, attentions = self.config.joint_share, None
         logits: list[Tensor] = []
-        if self.config.tower_size and features is not None and input_ids is not None:
-            compared = self.pixelbert.compare(features, input_ids, attention_mask, image_index)
-            logits = [self.tower_classifier(compared)]
-        if share or output_attentions or not logits:
+        if self.classifier is not None or output_attentions:
             output: PixelBertOutput = self.pixelbert(
                 features, input_ids, attention_mask, image_index, output_attentions=output_attentions, **CLS_ALONE
             )
-            logits, attentions = [self.classifier(output.pooler_output), *logits], output.attentions
+            attentions = output.attentions
+            if self.classifier is not None:
+                logits = [self.classifier(output.pooler_output)]
+        if self.tower_classifier is not None and features is not None and input_ids is not None:
+            compared = self.pixelbert.compare(features, input_ids, attention_mask, image_index)
+            logits.append(self.tower_classifier(compared))
+        if not logits:
+            raise ValueError("this network answers from the vectors of photo and question: it needs both")
         loss = None
         if answer_targets is not None:
             truth = answer_targets.float()

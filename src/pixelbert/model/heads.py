@@ -71,7 +71,7 @@ class ClassificationHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """In float32 at the end, whatever the precision around it: rounded scores would tie."""
-        x = self.LayerNorm(self.activation(self.dense(x)))
+        x = self.LayerNorm(self.activation(self.dense(x.to(self.dense.weight.dtype))))  # vectors come in float32
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.out.weight.float(), self.out.bias.float())
 

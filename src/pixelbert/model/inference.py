@@ -47,17 +47,22 @@ def for_inference(model: M, precision: str) -> M:
     base: Any = getattr(fast, "pixelbert", fast)
     trunk = trunk_for_inference(base.backbone, dtype)
     base.backbone = None  # it is converted already
-    for module in fast.modules():
-        wanted = torch.float32 if isinstance(module, IN_FLOAT32) else dtype
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                module._parameters[name] = nn.Parameter(weight.detach().to(wanted), requires_grad=False)
+    cast(fast, dtype)
     if isinstance(trunk, FusedTrunk) and (dtype == torch.bfloat16 or has_avx512()):
         fuse_linear_layers(fast, base.config.hidden_act)
     if base.device.type == "cpu":
         base.encoder = EncoderInBlocks(base.encoder)
     base.backbone = trunk
     return fast
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """New weights of this type in place of those that there are, but for layers that compute in float32 always."""
+    for module in model.modules():
+        wanted = torch.float32 if isinstance(module, IN_FLOAT32) else dtype
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(weight.detach().to(wanted), requires_grad=False)
 
 
 def trunk_for_inference(trunk: ResNet, dtype: torch.dtype) -> nn.Module:

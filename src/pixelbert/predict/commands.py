@@ -98,7 +98,7 @@ def match_command(args: Namespace) -> None:
 
 
 def answer_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    common(parser, ("photo", "an image file"), ("question", "about it, in quotes"), checkpoint=OWN)
+    common(parser, ("photo", "an image file"), ("question", "about it, in quotes"))
     parser.add_argument("--top", type=int, default=5, help="answers to give")
 
 

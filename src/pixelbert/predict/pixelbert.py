@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from pixelbert.data.processing import ImageInput, PixelBertProcessor
 from pixelbert.device import Precision, best_device, best_precision
 from pixelbert.errors import PixelBertError
-from pixelbert.loading import SHIPPED, load_checkpoint
+from pixelbert.loading import SHIPPED, load_answering, load_checkpoint
 from pixelbert.model.fine_tuning import (
     PixelBertForImageAndTextRetrieval,
     PixelBertForImagesAndTextClassification,
@@ -74,12 +74,17 @@ class PixelBert:
         processor: resizes photos and cuts words.
         precision: fp32, or bf16 (bfloat16 weights).
         remembered: images whose features are kept.
+
+    Attributes:
+        model: the network, made ready for inference.
+        answering: the network that answers questions, if there is one: `model`, or one that shares its trunk.
     """
 
     def __init__(
         self, model: Any, processor: PixelBertProcessor, precision: Precision = "fp32", remembered: int = REMEMBERED
     ) -> None:
         self.model = for_inference(model, precision)
+        self.answering: Any = self.model if isinstance(model, PixelBertForQuestionAnswering) else None
         self.processor, self.precision = processor, precision
         self.recent = RecentFeatures(remembered)
 
@@ -101,7 +106,9 @@ class PixelBert:
         """
         device = best_device(device)
         model, processor, _ = load_checkpoint(checkpoint, device)
-        return cls(model, processor, precision or best_precision(device))
+        loaded = cls(model, processor, precision or best_precision(device))
+        loaded.answering = loaded.answering or load_answering(checkpoint, loaded.model.pixelbert)
+        return loaded
 
     @torch.inference_mode()
     def match(self, images: ImageInput | Sequence[ImageInput], texts: str | Sequence[str]) -> np.ndarray:
@@ -179,10 +186,11 @@ class PixelBert:
         Raises:
             PixelBertError: another kind of checkpoint; an image that cannot be read; an empty question.
         """
-        self._must_be("answer", PixelBertForQuestionAnswering)
+        if self.answering is None:
+            self._must_be("answer", PixelBertForQuestionAnswering)
         ids = self._tokens([question])
-        scores = self._run(self.model, self.encode(image), ids).logits[0].float().sigmoid()
-        answers = self.model.answers
+        scores = self._run(self.answering, self.encode(image), ids).logits[0].float().sigmoid()
+        answers = self.answering.answers
         best = scores.topk(min(top, len(answers)))
         return [Answer(answers[a], s) for s, a in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 

@@ -41,7 +41,7 @@ API = "/api/v1"
 CAN: dict[type, tuple[str, ...]] = {
     PixelBertForPreTraining: ("match", "fill-mask", "attend"),
     PixelBertForImageAndTextRetrieval: ("match", "attend"),
-    PixelBertForQuestionAnswering: ("answer", "attend"),
+    PixelBertForQuestionAnswering: ("attend",),
     PixelBertForImagesAndTextClassification: ("reason", "attend"),
 }
 TASKS = ("match", "answer", "fill-mask", "reason", "attend", "search")
@@ -176,7 +176,8 @@ def create_app(
         hosts: see `Guard`.
     """
     limits, metrics = limits or Limits(), Metrics()
-    can = [*CAN[type(model.model)], *(["search"] if index is not None else [])]
+    more = {"answer": model.answering is not None, "search": index is not None}
+    can = [*CAN[type(model.model)], *(task for task, there in more.items() if there)]
     found_photos: list[str] = []  # by number: a client never names a file
     worker: ModelThread
 

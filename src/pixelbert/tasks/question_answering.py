@@ -75,8 +75,8 @@ class QuestionAnswering(Task):
         if not isinstance(before, PixelBertForQuestionAnswering) or before.answers == model.answers:
             return
         place = {answer: i for i, answer in enumerate(before.answers)}
-        for old_head, new_head in zip(before.classifiers, model.classifiers, strict=False):
-            old, new = old_head.out, new_head.out
+        for name in before.classifiers.keys() & model.classifiers.keys():
+            old, new = before.classifiers[name].out, model.classifiers[name].out
             with torch.no_grad():
                 nn.init.normal_(new.weight, std=model.config.initializer_range)
                 nn.init.constant_(new.bias, new.first_bias)
@@ -85,11 +85,10 @@ class QuestionAnswering(Task):
                         new.weight[i], new.bias[i] = old.weight[place[answer]], old.bias[place[answer]]
 
     def freeze_unused(self, model: PixelBertForQuestionAnswering) -> None:  # type: ignore[override]
-        """What no answer depends on: the matching logits of the two-tower head, and the perceptron that isn't asked."""
+        """What no answer depends on: the matching logits of the two-tower head, and what [CLS] alone goes through."""
         if model.pixelbert.towers is not None:
             for scale in model.pixelbert.towers.of_logits():
                 scale.requires_grad_(False)
-            model.classifier.requires_grad_(self.joint_share > 0)
             model.pixelbert.pooler.requires_grad_(self.joint_share > 0)
 
     def data(self, *args: Any, **options: Any) -> QuestionData:

@@ -30,8 +30,9 @@ class ModelRecipe:
 
     Args:
         checkpoint: a pixelbert checkpoint to start from ("shipped" is the one that ships with the project); the shape
-            of the network and the tokenizer are then its own, and only `freeze_backbone`, `feature_cache`,
-            `activation_checkpointing`, `dropout` and `pixel_dropout` below still count. A new task has a new head.
+            of the network and the tokenizer are then its own, and only `freeze_backbone`, `freeze_trunk`,
+            `feature_cache`, `activation_checkpointing`, `dropout` and `pixel_dropout` below still count. A new task has
+            a new head.
         backbone: the CNN: resnet50, resnext152_32x8d or resnet14_small.
         backbone_init: its weights, a torchvision or timm state dict (.safetensors or .pth); random if null.
         text_init: a transformers BERT checkpoint, a folder or a hub name (paper: bert-base-uncased); random if null.
@@ -42,6 +43,8 @@ class ModelRecipe:
         batch_norm: frozen, or train (for a CNN that starts at random).
         freeze_backbone: don't train the CNN; or, with the name of a stage, only its stages up to and including that one
             (layer3: stage 5 of the paper learns, and the stem and stages 2 to 4 stay as they are).
+        freeze_trunk: train the heads alone, of which the two-tower head is one; CNN, pixel embedding and transformer
+            stay as they are. A model that ships can then take the heads in beside its own (tools/ship.py).
         feature_cache: with a frozen CNN, a folder in which each image's features are stored the first time and read
             from then on; runs may share it. Of a CNN that is frozen in part they are those of its last frozen stage,
             which take more room: half a megabyte a photo of 256 x 256 after layer3. Null to run the CNN in every step.
@@ -69,6 +72,7 @@ class ModelRecipe:
     stride_in_1x1: bool = False
     batch_norm: Literal["frozen", "train"] = "frozen"
     freeze_backbone: bool | Literal["layer1", "layer2", "layer3"] = False
+    freeze_trunk: bool = False
     feature_cache: str | None = None
     activation_checkpointing: bool = False
     pixel_layer_norm: bool = False
@@ -90,6 +94,11 @@ class ModelRecipe:
         if self.checkpoint and (self.text_init or self.backbone_init):
             raise PixelBertError(
                 "model.checkpoint holds all weights; leave out model.text_init and model.backbone_init"
+            )
+        if self.freeze_trunk and not (self.checkpoint and self.freeze_backbone is True):
+            raise PixelBertError(
+                "model.freeze_trunk needs model.checkpoint, whose trunk it keeps, and model.freeze_backbone: true: the CNN "
+                "is part of it"
             )
         if self.feature_cache and not self.freeze_backbone:
             raise PixelBertError(

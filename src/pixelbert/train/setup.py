@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
 from pixelbert.errors import PixelBertError
-from pixelbert.loading import load_checkpoint, located
+from pixelbert.loading import load_checkpoint, located, of_trunk
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.importing import LoadReport, bert_shape, load_backbone, load_bert
 from pixelbert.train.recipe import ModelRecipe, Recipe
@@ -124,6 +124,10 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corp
     if recipe.optimizer.encoder_lr == 0:
         model.pixelbert.embeddings.requires_grad_(False)
         model.pixelbert.encoder.requires_grad_(False)
+    if recipe.model.freeze_trunk:
+        for name, weight in model.named_parameters():
+            if of_trunk(name):
+                weight.requires_grad_(False)
     recipe.task.freeze_unused(model)
     if recipe.model.activation_checkpointing:
         if model.config.batch_norm == "train":

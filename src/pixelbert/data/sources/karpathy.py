@@ -18,6 +18,7 @@ from pixelbert.data.sources.common import (
     require,
     short,
 )
+from pixelbert.data.sources.exclusion import Exclusion
 from pixelbert.errors import PixelBertError
 
 FORMAT = "Karpathy's captions JSON"
@@ -32,15 +33,15 @@ class Karpathy:
         images: the folder of the photos; for COCO the one that holds train2014 and val2014.
         restval: the split that COCO's "restval" images go to; "train" merges them as most papers do.
         name: the data set's name; what the file says if left out.
-        exclude: folders of photos that are left out here, known by their file names: those that are to be shown or
-            measured later.
+        exclude: folders of photos, and splits of prepared data sets ("DIR:SPLIT,SPLIT"), that are left out here, known
+            by their file names: those that are to be shown or measured later.
     """
 
     json: Path
     images: Path
     restval: str = "restval"
     name: str | None = None
-    exclude: list[Path] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
 
     expected: ClassVar[str | None] = None  # what the file has to say that it is
 
@@ -61,31 +62,18 @@ class Karpathy:
             )
         if not data["images"]:
             raise PixelBertError(f"{path}: 'images' is an empty array: download the file again")
-        return Reading(name, self._records(name, data["images"], self._excluded()), len(data["images"]))
+        return Reading(name, self._records(name, data["images"], Exclusion(self.exclude)), len(data["images"]))
 
-    def _excluded(self) -> dict[str, Path]:
-        """The file names of photos that are left out, and the folder of each."""
-        found: dict[str, Path] = {}
-        for folder in map(Path, self.exclude):
-            files = [file for file in folder.rglob("*") if file.is_file()]
-            if not files:
-                raise PixelBertError(f"{folder} is no folder with files: --exclude takes folders of photos")
-            found |= {file.name: folder for file in files}
-        return found
-
-    def _records(self, name: str, images: list[Any], excluded: dict[str, Path]) -> Iterator[ImageRecord | Skip]:
-        unmatched = set(map(Path, self.exclude))
+    def _records(self, name: str, images: list[Any], exclusion: Exclusion) -> Iterator[ImageRecord | Skip]:
         for row, item in enumerate(images):
             where = Where(Path(self.json), f"images[{row}]")
             problem = _image_problem(item)
             if problem:
                 yield Skip("image", "malformed image entry", problem, where)
                 continue
-            folder_of_same = excluded.get(Path(item["filename"]).name)
-            if folder_of_same:
-                unmatched.discard(folder_of_same)
-                said = f"{item['filename']} is in {folder_of_same}"
-                yield Skip("image", "image left out by --exclude", said, where, bad=False)
+            left_out = exclusion.skip(item["filename"], where)
+            if left_out:
+                yield left_out
                 continue
             # COCO has ids that hold beyond this file; elsewhere the number in the file is all there is.
             number = as_id(item["cocoid"] if "cocoid" in item else item["imgid"])
@@ -102,11 +90,7 @@ class Karpathy:
                     sentence_id = f"{name}:{as_id(sentence['sentid'])}"
                     record.sentences.append(Sentence(sentence_id, sentence["raw"], here))
             yield record
-        if unmatched:
-            raise PixelBertError(
-                f"{', '.join(map(str, sorted(unmatched)))}: no photo of {self.json} has the name of a file there, so "
-                "--exclude leaves nothing out; check the folder"
-            )
+        exclusion.check(Path(self.json))
 
 
 @dataclass(kw_only=True)

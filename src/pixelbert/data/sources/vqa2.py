@@ -20,6 +20,7 @@ from pixelbert.data.sources.common import (
     Where,
     short,
 )
+from pixelbert.data.sources.exclusion import Exclusion
 from pixelbert.data.sources.streaming import iter_json_array
 from pixelbert.data.store import QUESTION_ANSWERING
 from pixelbert.errors import PixelBertError
@@ -77,6 +78,14 @@ class _Questions:
     of: dict[int, list[_Question]] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
 
+    def photo(self, image_id: int) -> str:
+        """Where COCO has an image of these questions."""
+        return f"{self.folder}/COCO_{self.folder}_{image_id:012d}.jpg"
+
+    def where(self, image_id: int) -> Where:
+        """Where an image is first asked about."""
+        return Where(self.path, f"questions[{self.of[image_id][0].row}] (image_id {image_id})")
+
 
 @dataclass(kw_only=True)
 class Vqa2:
@@ -92,6 +101,9 @@ class Vqa2:
         answers: the answers that a model chooses from: a JSON list, or a prepared data set to take them from.
             Collected from the annotations if left out.
         min_count: an answer that fewer questions have is not among the answers collected.
+        exclude: folders of photos, and splits of prepared data sets ("DIR:SPLIT,SPLIT"), that are left out here with
+            all their questions and annotations, known by their file names (COCO_val2014_000000000872.jpg): those that
+            are to be shown or measured later.
     """
 
     questions: list[Path]
@@ -99,6 +111,7 @@ class Vqa2:
     images: Path
     answers: Path | None = None
     min_count: int = 9
+    exclude: list[str] = field(default_factory=list)
 
     def files(self) -> list[Path]:
         """The JSON files, that of the answers too."""
@@ -117,6 +130,10 @@ class Vqa2:
             annotations[split] = read
         questions = [_read_questions(path) for path in map(Path, self.questions)]
         _check_splits(questions, annotations)
+        exclusion = Exclusion(self.exclude)
+        for file in questions:
+            _leave_out(exclusion, file, annotations.get(file.split))
+        exclusion.check(*(file.path for file in questions))
         if self.answers is not None:
             answers = read_answers(self.answers)
         else:
@@ -136,9 +153,8 @@ class Vqa2:
             yield from file.skips
             yield from notes.skips if notes else ()
             for image_id, asked in file.of.items():
-                photo = f"{file.folder}/COCO_{file.folder}_{image_id:012d}.jpg"
-                where = Where(file.path, f"questions[{asked[0].row}] (image_id {image_id})")
-                record = ImageRecord((ImageFile(f"coco:{image_id}", photo),), file.split, where)
+                image = ImageFile(f"coco:{image_id}", file.photo(image_id))
+                record = ImageRecord((image,), file.split, file.where(image_id))
                 for question in asked:
                     here = Where(file.path, f"questions[{question.row}]")
                     sentence = _sentence(question, image_id, here, notes)
@@ -154,6 +170,17 @@ class Vqa2:
                         reason = f"question_id {question_id} is not in {file.path}"
                         where = Where(notes.path, f"annotations[{note.row}]")
                         yield Skip("sentence", "annotation without question", reason, where)
+
+
+def _leave_out(exclusion: Exclusion, file: _Questions, annotations: _Annotations | None) -> None:
+    """Takes away the images that are left out, with their questions and these questions' annotations."""
+    for image_id in list(file.of):
+        skip = exclusion.skip(file.photo(image_id), file.where(image_id))
+        if skip:
+            file.skips.append(skip)
+            for question in file.of.pop(image_id):
+                if annotations is not None:
+                    annotations.of.pop(question.question_id, None)
 
 
 def _sentence(question: _Question, image_id: int, where: Where, annotations: _Annotations | None) -> Sentence | Skip:

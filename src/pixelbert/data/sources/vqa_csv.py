@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pixelbert.data.sources.answers import common_answers, read_answers
 from pixelbert.data.sources.common import ImageRecord, Reading, Sentence, Skip, check_name, short
+from pixelbert.data.sources.exclusion import Exclusion
 from pixelbert.data.sources.tables import Form, HashSplit, ImageRows, read_table
 from pixelbert.data.store import QUESTION_ANSWERING
 from pixelbert.metrics.vqa import normalise_answer
@@ -34,6 +35,8 @@ class VqaCsv:
         test: share of the images that go to the split "test", where nothing says a split.
         seed: another number gives another random split.
         name: the data set's name.
+        exclude: folders of photos, and splits of prepared data sets ("DIR:SPLIT,SPLIT"), that are left out here with
+            all their questions, known by their file names: those that are to be shown or measured later.
     """
 
     questions: dict[str, Path] | Path
@@ -45,6 +48,7 @@ class VqaCsv:
     test: float = 0.05
     seed: int = 0
     name: str = "vqa"
+    exclude: list[str] = field(default_factory=list)
 
     def files(self) -> list[Path]:
         """The tables, and the file of answers."""
@@ -55,13 +59,15 @@ class VqaCsv:
         """Opens the tables; see `Source`."""
         name = check_name(self.name)
         images = ImageRows(name, FORM, HashSplit(self.val, self.test, self.seed))
-        skips = [skip for split, path in self._tables() for skip in _gather(images, path, split)]
+        exclusion, left_out = Exclusion(self.exclude), dict[PurePosixPath, Skip]()
+        skips = [skip for split, path in self._tables() for skip in _gather(images, path, split, exclusion, left_out)]
+        exclusion.check(*(path for _, path in self._tables()))
         records = list(images.records.values())
         if self.answers is not None:
             answers = read_answers(self.answers)
         else:
             answers = common_answers(self._collected(records), self.min_count, self._tables()[0][1])
-        return Reading(name, iter([*skips, *records]), task=QUESTION_ANSWERING, answers=answers)
+        return Reading(name, iter([*skips, *left_out.values(), *records]), task=QUESTION_ANSWERING, answers=answers)
 
     def _tables(self) -> list[tuple[str | None, Path]]:
         if isinstance(self.questions, dict):
@@ -76,9 +82,16 @@ class VqaCsv:
                     yield from dict.fromkeys(map(normalise_answer, sentence.targets["answers"]))
 
 
-def _gather(images: ImageRows, path: Path, split: str | None) -> Iterator[Skip]:
-    """Adds a table's questions to the images' records; yields the rows that cannot be used."""
+def _gather(
+    images: ImageRows, path: Path, split: str | None, exclusion: Exclusion, left_out: dict[PurePosixPath, Skip]
+) -> Iterator[Skip]:
+    """Adds a table's questions to the images' records, and photos to those left out, whatever their rows are like;
+    yields the rows that cannot be used."""
     for where, row in read_table(path, FORM):
+        photo = row.get("image") if isinstance(row, dict) else None
+        if isinstance(photo, str) and (skip := exclusion.skip(photo, where)):
+            left_out.setdefault(PurePosixPath(photo), skip)  # once, however many questions it has
+            continue
         record = images.place(where, row, split)
         if isinstance(record, Skip):
             yield record
