@@ -16,8 +16,8 @@ what all arms change in them and the figures to compare, of their last validatio
     python benchmarks/study.py benchmarks/studies/scenes_table6.yaml --output runs/table6 --json table6.json
 
 `minutes`, those of all steps, may be measured too. The same command again goes on where it was: finished runs are left
-alone. Arms take turns, so that whoever stops early has the first seeds of all of them. With --keep, seeds whose figures are
-in the JSON file are not run at all, so that more can be added on another machine.
+alone. Arms take turns, so that whoever stops early has the first seeds of all of them. With --keep, seeds whose figures
+are in the JSON file are not run at all, so that more can be added on another machine.
 """
 
 from __future__ import annotations

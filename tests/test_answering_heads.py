@@ -1,4 +1,4 @@
-"""Heads that learn to answer questions on a frozen trunk, and go beside a pre-trained checkpoint as files of their own."""
+"""Heads that learn to answer questions on a frozen trunk, and go beside a pre-trained checkpoint in their own files."""
 
 from __future__ import annotations
 

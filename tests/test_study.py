@@ -75,9 +75,9 @@ def test_a_study_goes_from_recipes_to_a_table(tmp_path: Path, capsys: pytest.Cap
     run(tmp_path / "study.yaml", tmp_path / "elsewhere", *more)
     assert {int(folder.name) for folder in (tmp_path / "elsewhere").glob("*/*")} == {2}
     three = json.loads((tmp_path / "figures.json").read_text())["figures"]
-    for arm, figure in ((arm, figure) for arm in figures for figure in figures[arm]):
-        assert len(three[arm][figure]["values"]) == 3
-        assert three[arm][figure]["values"][:2] == figures[arm][figure]["values"]
+    for name, before in figures.items():
+        assert all(len(three[name][figure]["values"]) == 3 for figure in before)
+        assert all(three[name][figure]["values"][:2] == before[figure]["values"] for figure in before)
     study["title"] = "another"
     (tmp_path / "another.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     with pytest.raises(PixelBertError, match="of another study"):

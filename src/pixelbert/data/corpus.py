@@ -91,8 +91,8 @@ class Corpus:
 
     @property
     def answers(self) -> list[str]:
-        """The answer vocabulary of question answering: that of the first data set."""
-        return self.datasets[0].answers
+        """The answer vocabulary of question answering: those of all data sets, in order of first appearance."""
+        return list(dict.fromkeys(answer for data in self.datasets for answer in data.answers))
 
     def target(self, example: int, column: str) -> Any:
         """What the task asks of an example: its `answers`, its `label`, ... (see `store.py`)."""

@@ -97,8 +97,8 @@ class ModelRecipe:
             )
         if self.freeze_trunk and not (self.checkpoint and self.freeze_backbone is True):
             raise PixelBertError(
-                "model.freeze_trunk needs model.checkpoint, whose trunk it keeps, and model.freeze_backbone: true: the CNN "
-                "is part of it"
+                "model.freeze_trunk needs model.checkpoint, whose trunk it keeps, and model.freeze_backbone: true: the "
+                "CNN is part of it"
             )
         if self.feature_cache and not self.freeze_backbone:
             raise PixelBertError(
