@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pixelbert import PixelBertConfig, PixelBertForPreTraining, PixelBertProcessor
+from pixelbert import PixelBertConfig, PixelBertForPreTraining, PixelBertForQuestionAnswering, PixelBertProcessor
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.processing import PixelBertImageProcessor, learn_tokenizer
 from pixelbert.data.sources.scenes import SIDE, Scene, make_scene, resolve_scenes
@@ -21,7 +21,7 @@ from pixelbert.demo.measure import FIRST_HELD_OUT, Results, coverage, measure, m
 from pixelbert.demo.recipe import HELD_OUT_SCENES, TRAINING_SCENES, demo_recipe
 from pixelbert.demo.report import link, naming_words, training_part, write_report
 from pixelbert.demo.sample import TRAINED, Photo, prepare_photos, shipped_photos
-from pixelbert.demo.shipped import SEARCHES, SHOWN, shipped_part
+from pixelbert.demo.shipped import SEARCHES, SHOWN, answered, shipped_part
 from pixelbert.errors import PixelBertError
 from pixelbert.predict import PixelBert, WordMap
 from pixelbert.tasks.pretraining import mismatched_example
@@ -177,7 +177,14 @@ def test_the_report_is_whole_safe_and_needs_no_network(
     (run / "validation.jsonl").write_text(json.dumps(held) + "\n")
     hostile = replace(photos[0], captions=(HOSTILE,) * 5, source="javascript:alert(1)", licence=HOSTILE)
     given = [hostile, *photos[1:]]
-    shipped, shown = shipped_part(saved(model, tmp_path / "checkpoint"), given, results.photos)
+    loaded = saved(model, tmp_path / "checkpoint")
+    answers = dict(enumerate([HOSTILE, "yes", "no", "dog"]))
+    shape = loaded.model.config.to_dict() | {"id2label": answers, "label2id": {}}
+    loaded.answering = PixelBert(PixelBertForQuestionAnswering(PixelBertConfig(**shape)), loaded.processor).model
+    figures = answered(loaded, given)
+    assert (figures["questions_yes_no"], figures["questions_open"]) == (99, 67)
+    assert 0 < figures["answers_yes_no_commonest"] < 1
+    shipped, shown = shipped_part(loaded, given, results.photos | figures)
     file = tmp_path / "report.html"
     write_report(file, given, shown, shipped, training_part(run, 64, model, results, given, scenes))
 

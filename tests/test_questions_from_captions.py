@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import re
 from collections import Counter, defaultdict
@@ -230,11 +231,13 @@ def test_a_data_set_of_questions_with_the_same_images(tmp_path: Path) -> None:
     assert own.provenance()[0]["data"] == "folder_asked"
     assert own.provenance()[1:] == captions_of.provenance()
     # Open questions too, in a split of another name; yes and no stay what they were.
-    kinds = ["--kinds", *made.KINDS, "--min-count", "1", "--split", "test"]
+    kinds = ["--kinds", *made.KINDS, "--min-count", "1", "--split", "test", "--table", str(tmp_path / "open.csv")]
     made.main([source, "--output", str(tmp_path / "open"), *kinds])
     opened = PreparedDataset.open(tmp_path / "open")
     assert opened.splits == ["test"]
     rows = [(row["image_ids"], row["text"], row["answers"], row["answer_type"]) for row in opened.examples("test")]
+    table = list(csv.reader((tmp_path / "open.csv").open()))
+    assert table == [["image", "question", "answer"]] + [[f"{i[0].split(':')[1]}", q, a[0]] for i, q, a, _ in rows]
     assert opened.answers == sorted({answers[0] for _, _, answers, _ in rows}) == ["black", "no", "red", "yes"]
     assert {kind for _, _, answers, kind in rows if answers[0] not in ("yes", "no")} == {"other"}
     assert [row[:3] for row in rows if row[3] == "yes/no"] == [

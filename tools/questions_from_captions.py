@@ -34,6 +34,7 @@ from captions: Ren, Kiros and Zemel 2015, arXiv:1505.02074. No parser here, but 
 from __future__ import annotations
 
 import argparse
+import csv
 import random
 import re
 from collections import Counter, defaultdict
@@ -347,6 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--min-count", type=int, default=10, help="leave out open answers that are rarer in their kind (default: 10)"
     )
+    parser.add_argument("--table", type=Path, help="also write them as a CSV table, to be read or put right by hand")
     parser.add_argument("--only", help="ask only about photos whose files are in these splits of another, DIR:SPLIT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace a prepared data set that is there")
@@ -357,9 +359,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for split in splits:
         for row in data.examples(split):
             captions[row["image_ids"][0]].append(row["text"])
+    names = {row["image_id"]: Path(row["path"]).name for row in data.images}
     if args.only:
         wanted = files_of(args.only)
-        names = {row["image_id"]: Path(row["path"]).name for row in data.images}
         captions = {image: texts for image, texts in captions.items() if names[image] in wanted}
     if not captions:
         raise PixelBertError(f"{args.captions}: no photo to ask about is left")
@@ -385,6 +387,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "sources": [{"file": str(folder), "splits": splits}],
             "derived_from": Corpus([args.captions]).provenance(),
         }
+    if args.table:
+        with args.table.open("w", newline="", encoding="utf-8") as file:
+            rows = ((names[image], question, answer) for image, question, answer in found)
+            csv.writer(file, lineterminator="\n").writerows([("image", "question", "answer"), *rows])
     print(f"{len(found):,} questions about {len({image for image, _, _ in found}):,} photos -> {args.output}")
 
 

@@ -20,7 +20,7 @@ from pixelbert.demo.measure import CANDIDATES, FIRST_HELD_OUT, measure, table
 from pixelbert.demo.recipe import demo_recipe
 from pixelbert.demo.report import training_part, write_report
 from pixelbert.demo.sample import Photo, prepare_photos, shipped_photos
-from pixelbert.demo.shipped import shipped_part
+from pixelbert.demo.shipped import answered, shipped_part
 from pixelbert.errors import PixelBertError
 from pixelbert.evaluate import print_table
 from pixelbert.files import write_json
@@ -71,6 +71,7 @@ def show_shipped(photos: list[Photo], captions: Corpus, output: Path) -> tuple[s
         retrieval_images=len(photos),
         precision=model.precision,
     )
+    figures |= answered(model, photos)
     write_json(output / "shipped.json", figures)
     console.print(f"the shipped model on {len(photos)} photos that it has never seen:")
     print_table(figures)

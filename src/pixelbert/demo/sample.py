@@ -24,10 +24,14 @@ TRAINED = 4  # captions of each photo that training sees; the next one is held o
 
 @dataclass(frozen=True)
 class Photo:
-    """One shipped photo, its captions, and what its licence asks to be said of it."""
+    """One shipped photo, its captions, questions with their answers, and what its licence asks to be said of it.
+
+    The questions are people's, each with a yes or a no, and then those that its captions answer (open_questions.csv).
+    """
 
     path: Path
     captions: tuple[str, ...]
+    questions: tuple[tuple[str, str], ...]
     licence: str
     source: str
     changes: str
@@ -50,6 +54,8 @@ def shipped_photos(folder: Path = PHOTOS) -> list[Photo]:
     """
     try:
         items = json.loads((folder / "attribution.json").read_text(encoding="utf-8"))
+        with (folder / "open_questions.csv").open(newline="", encoding="utf-8") as file:
+            asked = list(csv.DictReader(file))
     except FileNotFoundError:
         raise PixelBertError(
             f"{folder} does not hold the demonstration's photos: install the project from its repository"
@@ -58,6 +64,11 @@ def shipped_photos(folder: Path = PHOTOS) -> list[Photo]:
         Photo(
             folder / item["file_name"],
             tuple(item["captions"]),
+            tuple(
+                (row["question"], row["answer"])
+                for row in [*item["questions"], *(row for row in asked if row["image"] == item["file_name"])]
+                if row.get("answer")
+            ),
             item["license"],
             item["flickr_url"],
             item["changes"],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import numpy as np
 
 from pixelbert.demo.report import BEST, filled, looked_at, patch, scored, tiles, weights
 from pixelbert.demo.sample import Photo
@@ -17,6 +20,7 @@ from pixelbert.predict.search import index_photos
 SHOWN = 8  # photos whose best-scoring captions are shown
 SEARCHES, FOUND = 4, 5  # captions that are searched for, and the photos shown of each search
 FILLED, GUESSES = 8, 3  # captions in which a word is masked, and words shown for it
+ASKED = 8  # photos whose questions are shown
 ATTENDED = 4  # photos whose attention is shown
 SIDE = 150  # pixels of a picture that was found
 
@@ -54,6 +58,10 @@ def shipped_part(model: PixelBert, photos: Sequence[Photo], figures: Figures) ->
         found=FOUND,
         searched="".join(searched(*each) for each in zip(next_ones, searches, strict=True)),
         filled="\n".join(masked(model, *two) for two in pairwise(photos[: FILLED + 1])),
+        photos_asked=ASKED,
+        asked="\n".join(
+            row for photo, other in pairwise(photos[: ASKED + 1]) for row in questioned(model, photo, other)
+        ),
         attention="".join(looked_at(model, photo.open(), photo.held_out) for photo in photos[:ATTENDED]),
         patch=patch(model, photos[0].open()),
         full=f"{FULL:g}",
@@ -79,6 +87,16 @@ def shipped_tiles(figures: Figures) -> list[tuple[str, str]]:
             f"of captions judged rightly, right ones and wrong; {figures['itm_accuracy_blank']:.0%} with blank photos",
         ),
         *found,
+        (
+            f"{figures['answers_open']:.0%}",
+            f"of {figures['questions_open']} open questions answered rightly; "
+            f"{figures['answers_open_other_photo']:.0%} beside another photo",
+        ),
+        (
+            f"{figures['answers_yes_no']:.0%}",
+            f"of {figures['questions_yes_no']} yes-or-no questions; {figures['answers_yes_no_commonest']:.0%} have the "
+            "commoner answer",
+        ),
     ]
 
 
@@ -92,6 +110,45 @@ def searched(photo: Photo, found: Sequence[Photo]) -> str:
     return f'<div class="words"><p>{escape(photo.held_out)}</p><div class="row">{figures}</div></div>\n'
 
 
+def questioned(model: PixelBert, photo: Photo, other: Photo) -> Iterator[str]:
+    """A photo's questions, and the answers beside that photo and beside another."""
+    for question, right in photo.questions:
+        answers = [
+            ", ".join(f"{found.answer} {found.score:.2f}" for found in model.answer(shown.path, question, GUESSES))
+            for shown in (photo, other)
+        ]
+        yield in_a_row(photo, question, right, *answers)
+
+
+def answered(model: PixelBert, photos: Sequence[Photo]) -> Figures:
+    """Shares of the photos' questions that are answered rightly, beside the photo and beside the next one.
+
+    Yes-or-no questions and open ones apart, with how many there are and the share of their commonest answer.
+    """
+    nexts = [*photos[1:], photos[0]]
+    asked = [(p, other, *question) for p, other in zip(photos, nexts, strict=True) for question in p.questions]
+    figures: Figures = {}
+    for kind in ("yes_no", "open"):
+        rows = [row for row in asked if (row[3] in ("yes", "no")) == (kind == "yes_no")]
+        beside = {"": [photo for photo, *_ in rows], "_other_photo": [other for _, other, *_ in rows]}
+        figures[f"questions_{kind}"] = len(rows)
+        for name, shown in beside.items():
+            answers = [
+                model.answer(photo.path, row[2], top=1)[0].answer for photo, row in zip(shown, rows, strict=True)
+            ]
+            figures[f"answers_{kind}{name}"] = float(
+                np.mean([a == row[3] for a, row in zip(answers, rows, strict=True)])
+            )
+        figures[f"answers_{kind}_commonest"] = Counter(row[3] for row in rows).most_common(1)[0][1] / len(rows)
+    return figures
+
+
+def in_a_row(photo: Photo, *cells: str) -> str:
+    """A row of a table that begins with a photo."""
+    pictured = f'<td><img alt="" src="{inlined(photo.open(), SIDE // 2)}"></td>'
+    return f"<tr>{pictured}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+
+
 def masked(model: PixelBert, photo: Photo, other: Photo) -> str:
     """A caption with its longest word masked, and what is put there beside its own photo and beside another."""
     words = photo.held_out.split()
@@ -101,7 +158,4 @@ def masked(model: PixelBert, photo: Photo, other: Photo) -> str:
         ", ".join(f"{fill.token} {fill.score:.2f}" for fill in model.fill_mask(shown.path, text, GUESSES)[0])
         for shown in (photo, other)
     ]
-    return (
-        f'<tr><td><img alt="" src="{inlined(photo.open(), SIDE // 2)}"></td><td>{escape(text)}</td>'
-        f"<td>{escape(word)}</td><td>{escape(guesses[0])}</td><td>{escape(guesses[1])}</td></tr>"
-    )
+    return in_a_row(photo, text, word, *guesses)

@@ -18,6 +18,7 @@ from pixelbert.data.sources.common import (
     Sentence,
     Skip,
     Where,
+    check_name,
     short,
 )
 from pixelbert.data.sources.exclusion import Exclusion
@@ -104,6 +105,8 @@ class Vqa2:
         exclude: folders of photos, and splits of prepared data sets ("DIR:SPLIT,SPLIT"), that are left out here with
             all their questions and annotations, known by their file names (COCO_val2014_000000000872.jpg): those that
             are to be shown or measured later.
+        name: the data set's name. `evaluate` tells splits that were learned from by it, so parts that are made with
+            `exclude` need names of their own.
     """
 
     questions: list[Path]
@@ -111,6 +114,7 @@ class Vqa2:
     images: Path
     answers: Path | None = None
     min_count: int = 9
+    name: str = "vqa2"
     exclude: list[str] = field(default_factory=list)
 
     def files(self) -> list[Path]:
@@ -143,7 +147,7 @@ class Vqa2:
             )
         records = self._records(questions, annotations)
         total = sum(len(file.of) for file in questions)
-        return Reading("vqa2", records, total, task=QUESTION_ANSWERING, answers=answers)
+        return Reading(check_name(self.name), records, total, task=QUESTION_ANSWERING, answers=answers)
 
     def _records(
         self, questions: list[_Questions], annotations: dict[str, _Annotations]
