@@ -139,6 +139,12 @@ class TestAnswers:
         expected = model.answer(photos[0], "what is red", 3)
         assert found == {"answers": [{"answer": a.answer, "score": pytest.approx(a.score, abs=1e-5)} for a in expected]}
         assert client.get(f"{API}/info").json()["can"] == ["answer", "attend"]
+        beside = make(PixelBertForPreTraining)  # a pre-trained model that has such heads beside its own
+        beside.answering = model.model
+        expected, client = beside.answer(photos[0], "what is red", 3), visit(beside)
+        found = client.post(f"{API}/answer", files={"image": photos[0]}, data=data).json()["answers"]
+        assert [answer["answer"] for answer in found] == [a.answer for a in expected]
+        assert client.get(f"{API}/info").json()["can"] == ["match", "answer", "fill-mask", "attend"]
 
     def test_fill_mask(self, make: Make, visit: Visit, photos: list[bytes]) -> None:
         model, text = make(), "a [MASK] on the [MASK]"

@@ -177,7 +177,7 @@ def create_app(
     """
     limits, metrics = limits or Limits(), Metrics()
     more = {"answer": model.answering is not None, "search": index is not None}
-    can = [*CAN[type(model.model)], *(task for task, there in more.items() if there)]
+    can = [task for task in TASKS if more.get(task, task in CAN[type(model.model)])]
     found_photos: list[str] = []  # by number: a client never names a file
     worker: ModelThread
 
