@@ -230,6 +230,7 @@ def test_a_data_set_of_questions_with_the_same_images(tmp_path: Path) -> None:
     own, captions_of = Corpus([f"{tmp_path / 'asked'}:train"]), Corpus([f"{tmp_path / 'captioned'}:train"])
     assert own.provenance()[0]["data"] == "folder_asked"
     assert own.provenance()[1:] == captions_of.provenance()
+    assert Corpus(own.sources * 2).provenance() == own.provenance()
     # Open questions too, in a split of another name; yes and no stay what they were.
     kinds = ["--kinds", *made.KINDS, "--min-count", "1", "--split", "test", "--table", str(tmp_path / "open.csv")]
     made.main([source, "--output", str(tmp_path / "open"), *kinds])
@@ -243,6 +244,7 @@ def test_a_data_set_of_questions_with_the_same_images(tmp_path: Path) -> None:
     assert [row[:3] for row in rows if row[3] == "yes/no"] == [
         (row["image_ids"], row["text"], row["answers"]) for row in asked.examples("train")
     ]
+    assert Corpus([*own.sources, f"{tmp_path / 'open'}:test"]).answers == ["no", "yes", "black", "red"]
     with pytest.raises(PixelBertError, match="no such questions"):
         made.main([source, "--output", str(tmp_path / "none"), "--kinds", "number"])
     # Only about the photos of a split of another data set.

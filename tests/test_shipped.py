@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from pixelbert import PixelBert, PixelBertError, PixelBertForPreTraining, loading
 from pixelbert.demo.sample import shipped_photos
-from pixelbert.loading import SHIPPED, located, trained_on
+from pixelbert.demo.shipped import answered
+from pixelbert.loading import ANSWERING, SHIPPED, located, of_trunk, trained_on
 from pixelbert.predict.search import SearchIndex, index_photos
 
 FOLDER = Path(located(SHIPPED))
@@ -32,6 +33,10 @@ def test_it_is_small_and_in_half_precision() -> None:
     assert kept == {"running_var"}
     assert all(x.isfinite().all() for x in weights.values())
     assert {x.dtype for x in weights.values()} == {torch.float32, torch.float16, torch.int64}
+    heads = load_file(FOLDER / ANSWERING / "model.safetensors")
+    assert (FOLDER / ANSWERING / "model.safetensors").stat().st_size <= 3_000_000
+    assert {x.dtype for x in heads.values()} == {torch.float16}
+    assert not [name for name in heads if of_trunk(name)]
 
 
 def test_other_ways_of_loading_it_compute_in_single_precision_too() -> None:
@@ -64,6 +69,13 @@ def test_a_masked_word_is_seen_in_the_photo(model: PixelBert) -> None:
     assert "dog" not in [fill.token for fill in model.fill_mask(office.path, sentence, top=3)[0]]
 
 
+def test_questions_are_answered_by_looking(model: PixelBert) -> None:
+    """Open questions are answered rightly more often than beside another photo, or by their commonest answer."""
+    figures = answered(model, shipped_photos()[:PHOTOS])
+    assert figures["answers_open"] >= 2 * figures["answers_open_other_photo"]
+    assert figures["answers_open"] > figures["answers_open_commonest"]
+
+
 def test_an_index_made_with_it_names_it_and_no_path(model: PixelBert, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for photo in shipped_photos()[:3]:
@@ -89,6 +101,10 @@ def test_it_says_what_it_learned_from() -> None:
     assert {(row["data"], row["split"]) for row in trained_on(SHIPPED)} == {("flickr8k", "train"), ("coco", "restval")}
     card = (FOLDER / "README.md").read_text()
     for word in ("Flickr8k", "COCO", "research", "shipped_1.yaml", "shipped_3.yaml"):
+        assert word in card
+    heads = {row["data"] for row in trained_on(FOLDER / ANSWERING)} - {row["data"] for row in trained_on(SHIPPED)}
+    assert heads == {"yesno_unshown", "vqa2_learned", "daquar_frequent", "coco_asked", "flickr8k_asked"}
+    for word in ("VQA v2", "DAQUAR", "shipped_answers.yaml"):
         assert word in card
     assert json.loads((FOLDER / "config.json").read_text())["architectures"] == ["PixelBertForPreTraining"]
 

@@ -81,6 +81,7 @@ def put_in_place(aside: Path, output: Path, checkpoint: Path, largest: int) -> N
     """The last step: check a folder of weights, say what they learned from, and move it where it belongs."""
     shutil.copy(checkpoint / TRAINED_ON, aside)
     weights = aside / SAFE_WEIGHTS_NAME
+    weights.chmod(0o644)  # save_file lets nobody but its owner read
     size = weights.stat().st_size
     beyond = [name for name, tensor in load_file(weights).items() if not tensor.isfinite().all()]
     if size > largest or beyond:

@@ -104,7 +104,7 @@ class Corpus:
         """Each split's data set, name and files' checksums: what a checkpoint remembers of its training.
 
         A data set that was made from others has theirs too (`derived_from` in its manifest): whoever learns from it
-        learns from them.
+        learns from them. One that is given several times, so as to count more, stands once.
         """
         own = [
             {
@@ -118,7 +118,8 @@ class Corpus:
             }
             for data, split in self._splits
         ]
-        return own + [source for data in self.datasets for source in data.manifest.get("derived_from", [])]
+        all_of_them = own + [source for data in self.datasets for source in data.manifest.get("derived_from", [])]
+        return [source for i, source in enumerate(all_of_them) if source not in all_of_them[:i]]
 
     def _locate(self, example: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._starts, example, side="right")) - 1
