@@ -75,6 +75,9 @@ def show_shipped(photos: list[Photo], captions: Corpus, output: Path) -> tuple[s
     write_json(output / "shipped.json", figures)
     console.print(f"the shipped model on {len(photos)} photos that it has never seen:")
     print_table(figures)
+    for kind, said in (("open", "open questions"), ("yes_no", "yes-or-no questions")):
+        own, other = (f"{figures[f'answers_{kind}{beside}']:.0%}" for beside in ("", "_other_photo"))
+        console.print(f"{own} of {figures[f'questions_{kind}']} {said} answered rightly; {other} beside another photo")
     return shipped_part(model, photos, figures)
 
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from pixelbert.demo.report import BEST, filled, looked_at, patch, scored, tiles, weights
 from pixelbert.demo.sample import Photo
-from pixelbert.predict import PixelBert
+from pixelbert.predict import Answer, PixelBert
 from pixelbert.predict.maps import FULL, inlined
 from pixelbert.predict.search import index_photos
 
 SHOWN = 8  # photos whose best-scoring captions are shown
 SEARCHES, FOUND = 4, 5  # captions that are searched for, and the photos shown of each search
 FILLED, GUESSES = 8, 3  # captions in which a word is masked, and words shown for it
-ASKED = 8  # photos whose questions are shown
+ASKED, UNLIKELY = 8, 0.05  # photos whose questions are shown; answers below this are not
 ATTENDED = 4  # photos whose attention is shown
 SIDE = 150  # pixels of a picture that was found
 
@@ -113,11 +113,13 @@ def searched(photo: Photo, found: Sequence[Photo]) -> str:
 def questioned(model: PixelBert, photo: Photo, other: Photo) -> Iterator[str]:
     """A photo's questions, and the answers beside that photo and beside another."""
     for question, right in photo.questions:
-        answers = [
-            ", ".join(f"{found.answer} {found.score:.2f}" for found in model.answer(shown.path, question, GUESSES))
-            for shown in (photo, other)
-        ]
-        yield in_a_row(photo, question, right, *answers)
+        answers = [model.answer(shown.path, question, GUESSES) for shown in (photo, other)]
+        yield in_a_row(photo, question, right, *map(likely, answers))
+
+
+def likely(answers: Sequence[Answer]) -> str:
+    """The answers that are worth showing, and the first in any case."""
+    return ", ".join(f"{a.answer} {a.score:.2f}" for i, a in enumerate(answers) if a.score >= UNLIKELY or i == 0)
 
 
 def answered(model: PixelBert, photos: Sequence[Photo]) -> Figures:
