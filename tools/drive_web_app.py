@@ -202,7 +202,7 @@ def visit(driver: webdriver.Chrome, address: str, photo: Path, output: Path, nam
     assert not problems, problems
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     urls = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-    strangers = [url for url in urls if not url.startswith((address, "blob:", "data:", "chrome:"))]
+    strangers = [url for url in urls if not url.startswith((address, "blob:", "data:", "chrome:", "chrome-untrusted:"))]
     assert not strangers, strangers
 
 

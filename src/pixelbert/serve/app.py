@@ -50,9 +50,9 @@ PAGES = {"/": "index.html", "/docs": "docs.html"}
 PHOTOS = Path(demo.__file__).parent / "photos"
 EXAMPLES = {  # photos to begin with: what is in them, and a question
     "COCO_val2014_000000089880.jpg": ("two dogs playing on the grass", "how many dogs are there"),
-    "COCO_val2014_000000190007.jpg": ("a surfer riding a big wave", "what is the man standing on"),
-    "COCO_val2014_000000173830.jpg": ("a skier going down a snowy hill", "what color are the clothes"),
-    "COCO_val2014_000000181859.jpg": ("a cat lying in a sink", "what is below the faucet"),
+    "COCO_val2014_000000190007.jpg": ("a surfer riding a big wave", "what sport is this"),
+    "COCO_val2014_000000173830.jpg": ("a skier going down a snowy hill", "what is the man doing"),
+    "COCO_val2014_000000181859.jpg": ("a cat lying in a sink", "what animal is this"),
     "COCO_val2014_000000066635.jpg": ("a computer on a wooden desk", "what color is the table"),
     "COCO_val2014_000000187513.jpg": ("a green bathroom with a glass shower", "what is above the sink"),
 }
