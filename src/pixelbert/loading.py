@@ -156,7 +156,7 @@ def load_answering(checkpoint: str | Path, trunk: PixelBertModel) -> PixelBertFo
     """
     files = [
         cached_file(located(checkpoint), name, subfolder=ANSWERING, _raise_exceptions_for_missing_entries=False)
-        for name in (CONFIG_NAME, SAFE_WEIGHTS_NAME)
+        for name in (CONFIG_NAME, SAFE_WEIGHTS_NAME, TRAINED_ON)  # all, where they come from a hub
     ]
     if files[0] is None:
         return None
