@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 
 from pixelbert.errors import PixelBertError
 
@@ -40,6 +43,73 @@ def publish(aside: Path, target: Path) -> None:
         flush(path)
     aside.rename(target)
     flush(target.parent)
+
+
+@contextmanager
+def exclusive(lock: Path, busy: str) -> Iterator[None]:
+    """Hold a lock on this file, which is made if need be and stays. It ends with the process, however that ends;
+    processes forked from it (those that load data) have no part in it.
+
+    Args:
+        busy: the message of the error if another process holds it.
+
+    Raises:
+        PixelBertError: another process holds it, or the file cannot be made.
+    """
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise PixelBertError(busy) from None
+    except OSError as error:
+        raise PixelBertError(f"{lock} cannot be written ({error.strerror or error}): check the folder") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+class Log(NamedTuple):
+    """A JSON-lines file that grows while a run goes on.
+
+    Attributes:
+        rows: its objects, up to the first damaged line.
+        whole: bytes of these lines.
+        damaged: the number of the first line, from 1, that ends and is no such object; None if there is none. A last
+            line without a line break, which a kill leaves, is no damage: it is left out.
+    """
+
+    rows: list[dict[str, Any]]
+    whole: int
+    damaged: int | None
+
+
+def read_log(file: Path, is_row: Callable[[dict[str, Any]], bool] = lambda row: True) -> Log:
+    """Read a log; an empty one if there is no such file.
+
+    Args:
+        is_row: whether an object is one of this log's.
+    """
+    rows: list[dict[str, Any]] = []
+    whole = 0
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.exists() else [], 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not is_row(row):
+            return Log(rows, whole, number)
+        rows.append(row)
+        whole += len(line)
+    return Log(rows, whole, None)
+
+
+def append_line(file: Path, row: dict[str, Any]) -> None:
+    """Add one JSON object to a log."""
+    with file.open("ab") as f:
+        f.write(json.dumps(row).encode() + b"\n")
 
 
 def folder_or_hub_name(source: str | Path) -> str:
