@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import struct
+import sys
 import zlib
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ def script(path: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(module.__name__, module)  # where a dataclass looks its annotations up
     spec.loader.exec_module(module)
     return module
 
