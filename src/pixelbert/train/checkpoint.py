@@ -115,9 +115,9 @@ def newest_intact(output: Path) -> Path | None:
                 console.print(f"{each} is damaged ({of_it}). It is now {aside.name}; the one before it is used.")
             return folder
         damaged[folder] = problem
-    begin = "choose another --output to begin again"
+    begin = "choose another --output"
     if (output / "best").exists():
-        begin += f". ({output / 'best'} is a whole model, which model.checkpoint of a new run may name)"
+        begin += f". ({output / 'best'} is a whole model, which `model.checkpoint` of a new run may name)"
     if damaged:
         listed = "\n".join(f"  {folder.name}: {problem}" for folder, problem in damaged.items())
         raise PixelBertError(

@@ -127,7 +127,7 @@ def _cached(checkpoint: str, name: str) -> str | None:
 def of_vocabulary(output: Path) -> dict[str, Sums]:
     """Checksums of the vocabulary that a run learned, if it did."""
     files = sorted((output / TOKENIZER).glob("*"))
-    return {f"learned vocabulary {output / TOKENIZER}": {f.name: file_sha256(f) for f in files}} if files else {}
+    return {"learned vocabulary": {f.name: file_sha256(f) for f in files}} if files else {}
 
 
 def learned_from(output: Path, learned: list[dict[str, Any]]) -> list[dict[str, Any]]:
