@@ -23,7 +23,9 @@ from data_builders import read_lines
 from pixelbert import PixelBertError, cli
 from pixelbert.files import SUMS
 from pixelbert.loading import load_checkpoint, trained_on
+from pixelbert.model_card import last_validation
 from pixelbert.train.checkpoint import checkpoints, damage
+from pixelbert.train.curves import plot_curves
 from pixelbert.train.inputs import hold, learned_from, of_checkpoint
 from test_faults import RECIPE, log, same, train, when
 
@@ -403,3 +405,16 @@ def test_a_damaged_line_of_a_log_takes_no_other_with_it(
     assert (unfinished / "metrics.jsonl.damaged").read_bytes() == damaged
     assert log(unfinished) == [row for row in log(whole) if row[0] != 3]
     assert [row["step"] for row in read_lines(file)][:3] == [1, 2, 4]
+
+
+def test_a_damaged_log_of_a_finished_run_is_still_read(
+    tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        first, second, *rest = (whole / name).read_text().splitlines(keepends=True)
+        (tmp_path / name).write_text("".join([first, second.replace(":", ";"), *rest, '{"step": 99, "lo']))
+    assert plot_curves(tmp_path).exists()
+    assert last_validation(tmp_path) == last_validation(whole)
+    said = " ".join(capsys.readouterr().err.split())
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert f"{name}, line 2 is damaged" in said

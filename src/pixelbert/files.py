@@ -22,7 +22,7 @@ SUMS = "SHA256SUMS"  # in a folder: the checksums of its files
 def write_atomically(file: Path, text: str) -> None:
     """Write beside, flush to disk, rename: a reader sees the old file or the new, never a part."""
     aside = file.with_name(file.name + ".partial")
-    with aside.open("w", encoding="utf-8") as f:
+    with aside.open("w", encoding="utf-8", newline="\n") as f:  # the same bytes on every system
         f.write(text)
         f.flush()
         os.fsync(f.fileno())

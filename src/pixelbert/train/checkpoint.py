@@ -69,7 +69,7 @@ class Progress:
 
 def checkpoints(output: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in (output / "checkpoints").glob("step-*") if not p.suffix and p.is_dir())
+    return sorted(p for p in (output / "checkpoints").glob("step-*") if p.name[5:].isdigit() and p.is_dir())
 
 
 def damage(folder: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pixelbert.train.recipe import Recipe
 from pixelbert.train.run_folder import INPUTS, TOKENIZER, forget, has_begun
 
 Sums = dict[str, str]  # the checksum of each file
+SAFE = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 # In a manifest, what tells of a data set's making and is not learned from. (Its files have checksums of their own.)
 OF_THE_MAKING = ("sources", "options", "skipped", "left_out", "annotated", "counts", "pixelbert", "files")
 
@@ -88,8 +90,8 @@ def of_recipe(recipe: Recipe, corpus: Corpus, validation: Corpus | None) -> dict
         found |= {f"data.validation {name}": sums for name, sums in of_corpus(recipe.data.validation, validation)}
     model = recipe.model
     for field in ("checkpoint", "text_init", "tokenizer"):
-        if source := getattr(model, field):
-            found[f"model.{field} {source}"] = of_checkpoint(source)
+        if (source := getattr(model, field)) and (sums := of_checkpoint(source)):
+            found[f"model.{field} {source}"] = sums
     if model.backbone_init and (weights := Path(model.backbone_init)).is_file():
         found[f"model.backbone_init {weights}"] = {weights.name: file_sha256(weights)}
     return found
@@ -109,19 +111,19 @@ def of_corpus(names: Sequence[str], corpus: Corpus) -> Iterable[tuple[str, Sums]
 
 
 def of_checkpoint(source: str) -> Sums:
-    """Checksums of the files of a trained model, a BERT or a tokenizer that are read, in a folder or from a hub."""
-    checkpoint, names = located(source), [CONFIG_NAME, *TOKENIZER_FILES, TRAINED_ON]
-    files = {name: _cached(checkpoint, name) for name in (*names, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)}
-    if not files[SAFE_WEIGHTS_NAME] and not files[SAFE_WEIGHTS_INDEX_NAME]:
-        files[WEIGHTS_NAME] = _cached(checkpoint, WEIGHTS_NAME)
-    return {name: file_sha256(Path(file)) for name, file in files.items() if file}
+    """Checksums of the files of a trained model, a BERT or a tokenizer that are read, in a folder or from a hub.
 
-
-def _cached(checkpoint: str, name: str) -> str | None:
+    Nothing where they cannot be had: who reads them says why.
+    """
+    checkpoint = located(source)
+    cached = partial(cached_file, checkpoint, _raise_exceptions_for_missing_entries=False)
     try:
-        return cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
-    except OSError:  # no such checkpoint, no network: who reads it says so
-        return None
+        files = {name: cached(name) for name in (CONFIG_NAME, *TOKENIZER_FILES, TRAINED_ON, *SAFE)}
+        if not any(files[name] for name in SAFE):
+            files[WEIGHTS_NAME] = cached(WEIGHTS_NAME)
+    except OSError:  # no such checkpoint, no network
+        return {}
+    return {name: file_sha256(Path(file)) for name, file in files.items() if file}
 
 
 def of_vocabulary(output: Path) -> dict[str, Sums]:
@@ -136,7 +138,7 @@ def learned_from(output: Path, learned: list[dict[str, Any]]) -> list[dict[str, 
     Args:
         learned: what it learns from now.
     """
-    before = trained_on(output) + trained_on(output / "best" if (output / "best").is_dir() else output)
+    before = [row for folder in (output, output / "best") if folder.is_dir() for row in trained_on(folder)]
     rows: list[dict[str, Any]] = []
     for row in before + learned:
         if row not in rows:

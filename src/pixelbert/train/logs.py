@@ -21,7 +21,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """The sound rows of a run's log, none if it is not there. Where others are damaged, it is said."""
     log = read_log(file, is_row)
     if log.damaged:
-        console.print(f"{file}, line {log.damaged} is damaged: it is left out, as are others that are none.")
+        console.print(f"{file}, line {log.damaged} is damaged: what cannot be read of this log is left out.")
     return log.rows + log.behind
 
 
