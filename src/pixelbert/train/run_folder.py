@@ -105,7 +105,11 @@ def has_begun(output: Path) -> bool:
     a mistake in its recipe, say.)"""
     logs = (output / name for name in (METRICS, VALIDATION, SAVED))
     logged = any(file.exists() and file.stat().st_size for file in logs)
-    return logged or any((output / "checkpoints").glob("step-*")) or (output / "best").exists()
+    return (
+        logged
+        or any((output / "checkpoints").glob("step-*"))
+        or any((output / name).exists() for name in ("best", "final"))
+    )
 
 
 def forget(output: Path) -> None:
