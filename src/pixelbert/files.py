@@ -91,6 +91,25 @@ class Log(NamedTuple):
     behind: list[dict[str, Any]]
 
 
+def log_lines(
+    file: Path, is_row: Callable[[dict[str, Any]], bool] = lambda row: True
+) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
+    """The lines of a log that end, with their numbers from 1 and their objects; None for one that is damaged.
+
+    Args:
+        is_row: whether an object is one of this log's.
+    """
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):  # at line feeds alone, whatever else a damaged line holds
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            yield number, line, row if isinstance(row, dict) and is_row(row) else None
+
+
 def read_log(file: Path, is_row: Callable[[dict[str, Any]], bool] = lambda row: True) -> Log:
     """Read a log; an empty one if there is no such file.
 
@@ -100,20 +119,14 @@ def read_log(file: Path, is_row: Callable[[dict[str, Any]], bool] = lambda row: 
     rows: list[dict[str, Any]] = []
     behind: list[dict[str, Any]] = []
     whole, damaged = 0, None
-    # Not splitlines, for which a bit that turned a letter into a carriage return would end the line.
-    *lines, _ = file.read_bytes().split(b"\n") if file.exists() else [b""]
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not is_row(row):
+    for number, line, row in log_lines(file, is_row) if file.exists() else ():
+        if row is None:
             damaged = damaged or number
         elif damaged:
             behind.append(row)
         else:
             rows.append(row)
-            whole += len(line) + 1
+            whole += len(line)
     return Log(rows, whole, damaged, behind)
 
 
