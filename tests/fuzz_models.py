@@ -22,7 +22,10 @@ from pixelbert.data.corpus import Corpus
 from pixelbert.data.processing import PixelBertImageProcessor, learn_tokenizer
 from pixelbert.data.writer import DatasetWriter
 from pixelbert.evaluate import was_trained_on
+from pixelbert.files import SUMS, append_line
 from pixelbert.train import checkpoint
+from pixelbert.train.logs import is_best
+from pixelbert.train.run_folder import claimed
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -133,13 +136,12 @@ class Runs(Target):
     @cached_property
     def whole(self) -> Files:
         run = self.shared / "run"
-        checkpoint.claim(run, self.RECIPE)
-        with self.accelerator() as accelerator:
+        with claimed(run, self.RECIPE), self.accelerator() as accelerator:
             for step in (1, 2):
                 with checkpoint.Saver(accelerator, run, keep=2) as saver:
                     saver.save(checkpoint.Progress(step))
-                checkpoint.append_line(run / "metrics.jsonl", {"step": step, "loss": 1.0})
-                checkpoint.append_line(run / "validation.jsonl", {"step": step, "itm_accuracy": 0.5})
+                append_line(run / "metrics.jsonl", {"step": step, "loss": 1.0})
+                append_line(run / "validation.jsonl", {"step": step, "itm_accuracy": 0.5})
         return files_of(run)
 
     def sound(self, draw: Random) -> Files:
@@ -151,16 +153,15 @@ class Runs(Target):
     def fitting(self, files: Files) -> Files:
         """With checksums of the files as they are."""
         files = dict(files)
-        for sums in [name for name in files if name.endswith(checkpoint.SUMS)]:
+        for sums in [name for name in files if name.endswith(SUMS)]:
             inside = [name for name in files if Path(name).parent == Path(sums).parent and name != sums]
             files[sums] = "".join(f"{sha256(files[n]).hexdigest()}  {Path(n).name}\n" for n in inside).encode()
         return files
 
     def read(self, folder: Path) -> None:
-        checkpoint.claim(folder, self.RECIPE)
-        with self.accelerator() as accelerator:
+        with claimed(folder, self.RECIPE), self.accelerator() as accelerator:
             progress = checkpoint.restore(accelerator, folder)
         assert isinstance(progress.step, int)
         progress.add({"mlm_loss": 1.0}, 1.0)
         progress.logged()
-        checkpoint.is_best(folder, "itm_accuracy", {"itm_accuracy": 0.6})
+        is_best(folder, "itm_accuracy", {"itm_accuracy": 0.6})

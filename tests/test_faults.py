@@ -35,8 +35,10 @@ from pixelbert.data.prepare import prepare
 from pixelbert.data.sources.folder import Folder
 from pixelbert.tasks.pretraining import Pretraining
 from pixelbert.train import checkpoint
-from pixelbert.train.checkpoint import Progress, Saver, checkpoints, damage, is_best, locked
+from pixelbert.train.checkpoint import Progress, Saver, checkpoints, damage
+from pixelbert.train.logs import is_best
 from pixelbert.train.processes import OWN_STORE, deaths_told, doubtful_restarts
+from pixelbert.train.run_folder import claimed
 
 RECIPE: dict[str, Any] = {
     "model": {
@@ -312,7 +314,7 @@ def test_a_process_that_loads_data_dies(tmp_path: Path, whole: Path) -> None:
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     def second() -> None:
         try:
-            with locked(tmp_path):
+            with claimed(tmp_path / "run", {}):
                 os._exit(0)
         except PixelBertError as error:
             os._exit(7 if "another process is training" in str(error) else 1)
@@ -323,7 +325,7 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
         process.join()
         return process.exitcode
 
-    with locked(tmp_path):
+    with claimed(tmp_path / "run", {}):
         assert ended() == 7
     assert ended() == 0
 

@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser, Namespace
 from data_builders import read_recipe
 from pixelbert import cli
 from pixelbert.tasks.retrieval import Retrieval
-from pixelbert.train.checkpoint import flatten
 from pixelbert.train.recipe import Recipe
+from pixelbert.train.run_folder import flatten
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

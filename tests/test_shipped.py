@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from pixelbert import PixelBert, PixelBertError, PixelBertForPreTraining, loading
 from pixelbert.demo.sample import shipped_photos
 from pixelbert.demo.shipped import answered
+from pixelbert.files import SUMS, sums_problem
 from pixelbert.loading import ANSWERING, SHIPPED, located, of_trunk, trained_on
 from pixelbert.predict.search import SearchIndex, index_photos
 
@@ -24,6 +25,13 @@ PHOTOS = 16
 @pytest.fixture(scope="module")
 def model() -> PixelBert:
     return PixelBert.from_pretrained(precision="fp32")
+
+
+def test_it_is_as_it_was_written() -> None:
+    for folder in (FOLDER, FOLDER / ANSWERING):
+        named = {line.split("  ")[1] for line in (folder / SUMS).read_text().splitlines()}
+        assert named == {path.name for path in folder.iterdir() if path.is_file()} - {SUMS, "README.md"}
+        assert sums_problem(folder, named) is None
 
 
 def test_it_is_small_and_in_half_precision() -> None:

@@ -17,10 +17,11 @@ from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertImageProcessor
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.errors import PixelBertError
-from pixelbert.train.checkpoint import claim, cut_log
 from pixelbert.train.curves import plot_curves
+from pixelbert.train.logs import cut_back
 from pixelbert.train.optim import build_optimizers, schedule
 from pixelbert.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
+from pixelbert.train.run_folder import claimed
 from pixelbert.train.setup import build_model, build_processor
 
 MakeModel = Callable[..., PixelBertForPreTraining]
@@ -73,6 +74,12 @@ class TestOptimizers:
         assert set(build_optimizers(model, OptimizerRecipe())) == {"transformer"}
 
 
+def claim(output: Path, *recipes: dict) -> None:
+    """Begin a run there, or go on with it, and end."""
+    with claimed(output, *recipes):
+        pass
+
+
 class TestFolder:
     def test_another_recipe_is_refused_and_how_it_runs_may_change(self, tmp_path: Path) -> None:
         recipe = {"seed": 1, "micro_batch_size": 8, "data": {"workers": 2, "max_length": 5}}
@@ -96,7 +103,7 @@ class TestFolder:
     def test_logs_are_cut_back_to_the_checkpoint(self, tmp_path: Path) -> None:
         log = tmp_path / "metrics.jsonl"
         log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-        cut_log(log, 2)
+        cut_back(log, 2)
         assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from pixelbert.files import write_sums
 from pixelbert.loading import ANSWERING, SHIPPED, TRAINED_ON, load_checkpoint, of_trunk
 
 LARGEST = 95_000_000  # bytes of the weights
@@ -86,6 +87,7 @@ def put_in_place(aside: Path, output: Path, checkpoint: Path, largest: int) -> N
     beyond = [name for name, tensor in load_file(weights).items() if not tensor.isfinite().all()]
     if size > largest or beyond:
         raise ValueError(f"{size:,} bytes of weights ({largest:,} at most), not finite in half precision: {beyond}")
+    write_sums(aside)
     shutil.copytree(aside, output, dirs_exist_ok=True)
     shutil.rmtree(aside)
     print(f"{output}: {size:,} bytes of weights")

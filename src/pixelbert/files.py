@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +16,13 @@ from filelock import FileLock, Timeout
 
 from pixelbert.errors import PixelBertError
 
+SUMS = "SHA256SUMS"  # in a folder: the checksums of its files
+
 
 def write_atomically(file: Path, text: str) -> None:
     """Write beside, flush to disk, rename: a reader sees the old file or the new, never a part."""
     aside = file.with_name(file.name + ".partial")
-    with aside.open("w", encoding="utf-8") as f:
+    with aside.open("w", encoding="utf-8", newline="\n") as f:  # the same bytes on every system
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
@@ -30,7 +32,10 @@ def write_atomically(file: Path, text: str) -> None:
 
 def flush(path: Path) -> None:
     """Have a file, or what was renamed in a folder, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # which flushes no folders, and files only for who may write
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -77,11 +82,32 @@ class Log(NamedTuple):
         whole: bytes of these lines.
         damaged: the number of the first line, from 1, that ends and is no such object; None if there is none. A last
             line without a line break, which a kill leaves, is no damage: it is left out.
+        behind: the objects of sound lines behind it.
     """
 
     rows: list[dict[str, Any]]
     whole: int
     damaged: int | None
+    behind: list[dict[str, Any]]
+
+
+def log_lines(
+    file: Path, is_row: Callable[[dict[str, Any]], bool] = lambda row: True
+) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
+    """The lines of a log that end, with their numbers from 1 and their objects; None for one that is damaged.
+
+    Args:
+        is_row: whether an object is one of this log's.
+    """
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):  # at line feeds alone, whatever else a damaged line holds
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            yield number, line, row if isinstance(row, dict) and is_row(row) else None
 
 
 def read_log(file: Path, is_row: Callable[[dict[str, Any]], bool] = lambda row: True) -> Log:
@@ -91,19 +117,17 @@ def read_log(file: Path, is_row: Callable[[dict[str, Any]], bool] = lambda row: 
         is_row: whether an object is one of this log's.
     """
     rows: list[dict[str, Any]] = []
-    whole = 0
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.exists() else [], 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not is_row(row):
-            return Log(rows, whole, number)
-        rows.append(row)
-        whole += len(line)
-    return Log(rows, whole, None)
+    behind: list[dict[str, Any]] = []
+    whole, damaged = 0, None
+    for number, line, row in log_lines(file, is_row) if file.exists() else ():
+        if row is None:
+            damaged = damaged or number
+        elif damaged:
+            behind.append(row)
+        else:
+            rows.append(row)
+            whole += len(line)
+    return Log(rows, whole, damaged, behind)
 
 
 def append_line(file: Path, row: dict[str, Any]) -> None:
@@ -131,6 +155,46 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: Path, *, but: Container[str] = ()) -> None:
+    """Note the checksums of a folder's files in it, as `sha256sum -c SHA256SUMS` checks them.
+
+    Args:
+        but: files that people may change.
+    """
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in sorted(_names(folder)) if name not in but]
+    write_atomically(folder / SUMS, "".join(lines))
+
+
+def sums_problem(folder: Path, needed: Container[str] | None = None) -> str | None:
+    """What is wrong with the files that `write_sums` noted, if something is.
+
+    Args:
+        needed: files that have to be noted, if they are there; each that is there if None.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():  # and no device, which might be read for ever
+        return f"{SUMS} is missing"
+    try:
+        noted = {name: sha for sha, name in (line.split("  ", 1) for line in sums.read_text("utf-8").splitlines())}
+        there = _names(folder)
+        if missing := noted.keys() - there:
+            return f"{min(missing)} is missing"
+        if more := [name for name in there - noted.keys() if needed is None or name in needed]:
+            return f"{min(more)} is not in {SUMS}"
+        for name, sha in noted.items():
+            if not (folder / name).is_file() or file_sha256(folder / name) != sha:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError) as error:
+        return f"it cannot be read: {error}"
+    return None
+
+
+def _names(folder: Path) -> set[str]:
+    """What there is in a folder, but for its checksums and what file managers and systems hide there."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return {path.as_posix() for path in paths if not path.name.startswith(".")} - {SUMS}
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
+import os
 from functools import partial
 from logging import CRITICAL
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, cac
 
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.errors import PixelBertError
-from pixelbert.files import folder_or_hub_name, read_json
+from pixelbert.files import SUMS, file_sha256, folder_or_hub_name, read_json, sums_problem
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.fine_tuning import (
     PixelBertForImageAndTextRetrieval,
@@ -45,10 +45,14 @@ CHECKPOINT_FILES = {
     "preprocessor_config.json": "how photos are resized",
     TOKENIZER: "its vocabulary",
 }
+TOKENIZER_FILES = (*(TOKENIZER, "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json"),)
 SHIPPED = "shipped"  # names the checkpoint that is installed with the package
 SHIPPED_FOLDER = Path(__file__).parent / SHIPPED
 ANSWERING = "answering"  # in a checkpoint: heads that answer questions with its trunk, a folder of their own
 TRAINED_ON = "trained_on.json"  # in a checkpoint: the splits it has learned from
+SUMMED = frozenset(
+    (*CHECKPOINT_FILES, *TOKENIZER_FILES, TRAINED_ON)
+)  # what is read of it: SHA256SUMS has to name these
 
 
 class Loaded(NamedTuple):
@@ -161,6 +165,7 @@ def load_answering(checkpoint: str | Path, trunk: PixelBertModel) -> PixelBertFo
     if files[0] is None:
         return None
     folder = Path(files[0]).parent
+    check_sums(folder)
     try:
         with torch.device("meta"):  # no weights but those that are given
             model = PixelBertForQuestionAnswering(PixelBertConfig.from_pretrained(folder))
@@ -204,6 +209,7 @@ def check_folder(folder: Path) -> None:
         raise PixelBertError(
             f"{folder} is no Pixel-BERT checkpoint: it lacks {said}. Give the `final` folder of a finished run"
         )
+    check_sums(folder)
     config = read_json(folder / CONFIG_NAME)
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != PixelBertConfig.model_type:
@@ -217,6 +223,19 @@ def check_folder(folder: Path) -> None:
             opened(str(file))
         except Exception as error:  # the tokenizers library raises nothing narrower
             raise PixelBertError(f"{file} is damaged ({error}): copy or download it again") from error
+
+
+def check_sums(folder: Path) -> None:
+    """Look whether the files of a checkpoint are as they were written, if it has checksums of them.
+
+    Raises:
+        PixelBertError: they are not; names one.
+    """
+    if os.path.lexists(folder / SUMS) and (problem := sums_problem(folder, SUMMED)):
+        raise PixelBertError(
+            f"{folder} is damaged ({problem}): copy or download it again. If you changed it on purpose, remove its "
+            f"{SUMS}"
+        )
 
 
 def check_size(checkpoint: str | Path, config: PixelBertConfig, model_class: type) -> None:
@@ -290,5 +309,4 @@ def checkpoint_fingerprint(checkpoint: str) -> str:
         raise PixelBertError(
             f"{checkpoint or 'this model'} has no {SAFE_WEIGHTS_NAME}: save it with save_pretrained first"
         )
-    with Path(file).open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return file_sha256(Path(file))

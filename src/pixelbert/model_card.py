@@ -5,10 +5,12 @@ What it says is read from the run: the network, the data it learned from, its la
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pixelbert.train.logs import read_rows
+from pixelbert.train.run_folder import VALIDATION
 
 CARD = "README.md"
 LIBRARY = "pixelbert"
@@ -128,6 +130,5 @@ def metrics_table(validation: Mapping[str, Any] | None) -> str:
 
 def last_validation(run: Path) -> dict[str, Any] | None:
     """The last row of a run's validation.jsonl; None if there is none."""
-    file = run / "validation.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return json.loads(lines[-1]) if lines else None
+    rows = read_rows(run / VALIDATION)
+    return rows[-1] if rows else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -29,9 +28,11 @@ from pixelbert.model.modeling import PixelBertForPreTraining
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.model.resnet import channels_last
 from pixelbert.tasks.steps import StepBatch
+from pixelbert.train.logs import read_rows
 from pixelbert.train.loop import train
 from pixelbert.train.optim import build_optimizers
 from pixelbert.train.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
+from pixelbert.train.run_folder import METRICS
 from pixelbert.train.setup import build_model, build_processor
 
 
@@ -217,7 +218,7 @@ def engine_ratio(device: torch.device, steps: int) -> Result:
         bare = BareStep(recipe, steps, device)
         before = bare.run()
         train(recipe)
-        rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+        rows = read_rows(folder / "run" / METRICS)
         after = bare.run()
     engine = [recipe.batch_size / row["pairs_per_second"] for row in rows]
     both = [(a + b) / 2 for a, b in zip(before, after, strict=True)]

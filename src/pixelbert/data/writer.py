@@ -1,14 +1,13 @@
 """Writing a prepared data set: whole or not at all. The form on disk is described in `store.py`."""
 
-import fcntl
 import json
-import os
 import re
 import shutil
 import signal
 import sys
 import threading
 import uuid
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +26,7 @@ from pixelbert.data.store import (
     is_split_name,
 )
 from pixelbert.errors import PixelBertError
-from pixelbert.files import file_sha256, flush
+from pixelbert.files import exclusive, file_sha256, flush
 
 _OUR_FILES = re.compile(r"[A-Za-z0-9_]+-\d{5}\.parquet|dataset\.json|skipped\.jsonl")
 _SPLIT_ORDER = ("train", "restval", "val", "dev", "test", "test_dev", "test1", "test2")
@@ -83,8 +82,8 @@ class _Table:
 class DatasetWriter:
     """Writes a prepared data set under a temporary name beside `output` and renames it when all is done.
 
-    Used as a context manager. On any exception, Ctrl-C included, nothing is left; what a kill -9 leaves (one
-    hidden folder) is cleared by the next writer to the same output.
+    Used as a context manager. On any exception, Ctrl-C included, nothing is left; what a kill -9 leaves (a hidden
+    folder and a lock that nobody holds) is cleared by the next writer to the same output.
 
     Args:
         output: the folder to make. It may be empty; it may be a prepared data set if `overwrite`.
@@ -101,7 +100,8 @@ class DatasetWriter:
         self.name, self.task, self.overwrite = name, task, overwrite
         self.manifest: dict[str, Any] = {}  # further entries for dataset.json, to be filled in before leaving
         self._folder = self.output.with_name(f".{self.output.name}.partial")
-        self._lock: int | None = None
+        self._lock = self.output.with_name(f".{self.output.name}.lock")
+        self._held = ExitStack()  # what is undone at the end
         self._made_parents: list[Path] = []
         self._caught_termination = False
 
@@ -184,18 +184,19 @@ class DatasetWriter:
         self.output.parent.mkdir(parents=True, exist_ok=True)
 
     def _claim(self) -> None:
-        """Makes the temporary folder and locks it; if a lock can be had, its last writer is dead."""
-        busy = PixelBertError(f"{self.output} is being written by another process: wait, or stop that one")
+        """Locks the output and makes the temporary folder; if there is one already, its writer is dead."""
+        busy = f"{self.output} is being written by another process: wait, or stop that one"
+        self._held.enter_context(exclusive(self._lock, busy))
+        self._held.callback(self._clear)
         if self._folder.exists():
-            stale = _lock_folder(self._folder)
-            if stale is None:
-                raise busy
             shutil.rmtree(self._folder)
-            os.close(stale)
         self._folder.mkdir()
-        self._lock = _lock_folder(self._folder)
-        if self._lock is None:
-            raise busy
+
+    def _clear(self) -> None:
+        """Removes what is beside the output, while it is locked; the folder is gone already after a commit."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):  # Windows removes no file that is open: there it goes with the lock
+            self._lock.unlink()
 
     def _commit(self) -> None:
         tables = [self._images, *self._splits.values()]
@@ -231,10 +232,7 @@ class DatasetWriter:
             self._skipped.close()
             for table in [self._images, *self._splits.values()]:
                 table.close()
-        if self._lock is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)  # gone already after a commit
-            os.close(self._lock)
-            self._lock = None
+        self._held.close()
         if self._caught_termination:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for parent in self._made_parents:
@@ -263,16 +261,6 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise PixelBertError(f"{output} also holds {foreign[0]}, which prepare did not write: move it away first")
     if not overwrite:
         raise PixelBertError(f"{output} already holds a prepared data set: add --overwrite to replace it")
-
-
-def _lock_folder(folder: Path) -> int | None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def _cannot_write(output: Path, error: OSError) -> str:

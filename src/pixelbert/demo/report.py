@@ -6,7 +6,6 @@ blanks are filled. Everything shown is chosen by rule, the first so many, and wh
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from html import escape
@@ -23,6 +22,8 @@ from pixelbert.demo.sample import TRAINED, Photo
 from pixelbert.files import write_atomically
 from pixelbert.predict import PixelBert, WordMap
 from pixelbert.predict.maps import inlined, overlay, shrunk
+from pixelbert.train.logs import read_rows
+from pixelbert.train.run_folder import METRICS, VALIDATION
 
 PACKAGE = Path(__file__).parent
 SHOWN_SCENES = 6  # whose best-scoring sentences are shown
@@ -77,7 +78,7 @@ def training_part(
         photos: all photos.
         scenes: held-out scenes; their first sentences are the candidates.
     """
-    trained, checked = (read_lines(run / name) for name in ("metrics.jsonl", "validation.jsonl"))
+    trained, checked = (read_rows(run / name) for name in (METRICS, VALIDATION))
     pool = list(dict.fromkeys(scene.sentences[0] for scene in scenes[:CANDIDATES]))
     two = [scene for scene in scenes if len(scene.things) == 2][:ATTENDED_SCENES]
     return filled(
@@ -114,11 +115,6 @@ def weights(model: PixelBert) -> str:
 def patch(model: PixelBert, picture: PIL.Image.Image) -> str:
     """The share of a picture's side that a grid pixel stands for."""
     return f"1/{int(model.encode(picture).grid[0, 0])}"
-
-
-def read_lines(file: Path) -> list[Row]:
-    """The rows of a log; none if it is not there."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def course(trained: Sequence[Row], per_step: int) -> str:

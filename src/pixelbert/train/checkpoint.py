@@ -1,18 +1,12 @@
-"""A run's folder: which run it belongs to, its checkpoints, what was logged.
+"""A run's checkpoints: what it goes on from.
 
-DIR/recipe.yaml               the whole recipe; another recipe on the same folder is refused
-DIR/metrics.jsonl             one JSON object a logged step
-DIR/validation.jsonl          one a measurement on the validation split
-DIR/curves.png                both, drawn when the run is finished
 DIR/checkpoints/step-00000100 accelerate's state (weights in safetensors, optimisers, schedules), progress.json, and
                               SHA256SUMS of them all (`sha256sum -c SHA256SUMS` checks it, and so does who goes on)
-DIR/best                      the model that did best on the validation split, where `keep_best` names a figure
-DIR/final                     the finished model, for from_pretrained
+DIR/checkpoints.jsonl         the step of each that was written: where one was, no run begins again unasked
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,27 +14,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from pixelbert.errors import PixelBertError
-from pixelbert.files import file_sha256, publish, read_yaml, write_atomically
+from pixelbert.files import append_line, publish, sums_problem, write_atomically, write_sums
 from pixelbert.model.load_report import first_line
 from pixelbert.progress import console
+from pixelbert.train.logs import cut_back, read_rows
 from pixelbert.train.processes import tells_of_death
+from pixelbert.train.run_folder import METRICS, SAVED, VALIDATION
 from pixelbert.train.sharded import is_sharded, load_shards, save_shards
 
-# Where the recipe may differ when a run goes on: how it is run and reported, not what it computes.
-FREE_TO_CHANGE = (
-    *("micro_batch_size", "checkpoint_every", "keep_checkpoints", "keep_best", "skip_limit", "trackers"),
-    *("data.workers", "model.activation_checkpointing"),
-)
-SUMS = "SHA256SUMS"
-LOCK = ".lock"
 DAMAGED = ".damaged"  # what a checkpoint that cannot be trusted is renamed to
 
 
@@ -80,81 +67,17 @@ class Progress:
         return row
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def claim(output: Path, recipe: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    """Make the folder this run's, or check that it is already.
-
-    Args:
-        output: the folder.
-        recipe: all fields of this run's.
-        defaults: what a field is in a run that was begun by an earlier version, which did not have it.
-
-    Raises:
-        PixelBertError: the folder belongs to another run, or holds other things.
-    """
-    file = output / "recipe.yaml"
-    mine = {k: v for k, v in flatten(recipe).items() if k != "output" and k not in FREE_TO_CHANGE}
-    if file.exists():
-        theirs = flatten(defaults or {}) | flatten(read_yaml(file))
-        different = [k for k in mine if theirs.get(k) != mine[k]]
-        if different and not (output / "metrics.jsonl").exists() and not checkpoints(output):
-            # It stopped before its first step, over a mistake in the recipe, say: there is nothing to lose.
-            shutil.rmtree(output / "tokenizer", ignore_errors=True)
-            write_atomically(file, yaml.safe_dump(recipe, sort_keys=False))
-        elif different:
-            shown = "\n".join(f"  {k}: there {theirs.get(k)!r}, here {mine[k]!r}" for k in different[:10])
-            raise PixelBertError(
-                f"{output} belongs to another run, whose recipe differs:\n{shown}\n"
-                "Choose another --output, or give the recipe of that run to go on with it."
-            )
-        return
-    leftover = {file.with_name(file.name + ".partial"), output / LOCK}  # of a run that was killed right here
-    if output.exists() and (not output.is_dir() or set(output.iterdir()) - leftover):
-        raise PixelBertError(f"{output} exists and is not the folder of a run; choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, yaml.safe_dump(recipe, sort_keys=False))
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Keep others from training in this folder. The lock ends with the process, however it ends; those that load data
-    for it, which may live on for a moment, have no part in it.
-
-    Raises:
-        PixelBertError: somebody trains there.
-    """
-    with (output / LOCK).open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PixelBertError(
-                f"another process is training in {output}: wait for it, or choose another --output"
-            ) from None
-        yield
-
-
 def checkpoints(output: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in (output / "checkpoints").glob("step-*") if p.suffix not in (".partial", DAMAGED))
+    return sorted(p for p in (output / "checkpoints").glob("step-*") if p.name[5:].isdigit() and p.is_dir())
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, if something is: each of its files must be there as it was written."""
+    """What is wrong with a checkpoint, if something is: its files must be there as they were written, and no others."""
+    if problem := sums_problem(folder):
+        return problem
     try:
-        lines = (folder / SUMS).read_text().splitlines()
-        for sha, name in (line.split("  ", 1) for line in lines):
-            if file_sha256(folder / name) != sha:
-                return f"{name} is not as it was written"
         read_progress(folder)
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, TypeError, RecursionError) as error:
         return f"it cannot be read: {error}"
     return None
@@ -176,25 +99,38 @@ def read_progress(folder: Path) -> Progress:
 
 
 def newest_intact(output: Path) -> Path | None:
-    """The checkpoint to go on from; damaged ones are named and set aside.
+    """The checkpoint to go on from; damaged ones that are newer are named and set aside.
 
     Raises:
-        PixelBertError: there are checkpoints, and all are damaged.
+        PixelBertError: there were checkpoints, and none of them is left that can be trusted.
     """
-    found = checkpoints(output)
-    for folder in reversed(found):
+    damaged: dict[Path, str] = {}
+    for folder in reversed(checkpoints(output)):
         problem = damage(folder)
         if problem is None:
+            for each, of_it in damaged.items():
+                aside = each.with_suffix(DAMAGED)
+                shutil.rmtree(aside, ignore_errors=True)
+                each.rename(aside)
+                console.print(f"{each} is damaged ({of_it}). It is now {aside.name}; the one before it is used.")
             return folder
-        aside = folder.with_suffix(DAMAGED)
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-        console.print(f"{folder} is damaged ({problem}). It is now {aside.name}; the one before it is used.")
-    if found:
+        damaged[folder] = problem
+    begin = "choose another --output"
+    if (output / "best").exists():
+        begin += f". ({output / 'best'} is a whole model, which `model.checkpoint` of a new run may name)"
+    if damaged:
+        listed = "\n".join(f"  {folder.name}: {problem}" for folder, problem in damaged.items())
         raise PixelBertError(
-            f"every checkpoint in {found[0].parent} is damaged, so there is nothing to go on from: "
-            f"delete {output} and begin again"
+            f"every checkpoint in {output / 'checkpoints'} is damaged, so there is nothing to go on from:\n{listed}\n"
+            f"Nothing was changed. Put a sound copy of one in its place, or {begin}"
         )
+    if saved := read_rows(output / SAVED):
+        raise PixelBertError(
+            f"{output} has no checkpoint, though that of step {saved[-1]['step']:,} was written: put it back; or "
+            f"remove {output / SAVED} to have the run begin again in this folder; or {begin}"
+        )
+    if read_rows(output / METRICS):
+        console.print(f"{output} has no checkpoint yet: the steps that it logged are done again.")
     return None
 
 
@@ -261,12 +197,11 @@ class Saver:
 
     def _publish(self, aside: Path, target: Path) -> None:
         with self._failing(aside):
-            files = sorted(file for file in aside.rglob("*") if file.is_file())
-            sums = [f"{file_sha256(file)}  {file.relative_to(aside)}\n" for file in files]
-            write_atomically(aside / SUMS, "".join(sums))
+            write_sums(aside)
             if target.exists():  # left by a run that was killed before it logged on; this one is the same
                 shutil.rmtree(target)
             publish(aside, target)
+            append_line(self.output / SAVED, {"step": self._step})
             for old in checkpoints(self.output)[: -self.keep]:
                 shutil.rmtree(old)
 
@@ -300,53 +235,13 @@ def restore(accelerator: Accelerator, output: Path) -> Progress:
         except Exception as error:  # torch, safetensors and accelerate each raise their own
             raise PixelBertError(
                 f"{chosen[0]} is whole and cannot be read ({error}): it is of another network, or was not written by "
-                "this run. Remove it to go on from the one before it"
+                "this run. Move it elsewhere to go on from the one before it"
             ) from error
         progress = read_progress(chosen[0])
     if accelerator.is_main_process:
-        for name in ("metrics.jsonl", "validation.jsonl"):
-            cut_log(output / name, progress.step)
+        for name in (METRICS, VALIDATION, SAVED):
+            cut_back(output / name, progress.step)
         for partial in (output / "checkpoints").glob("*.partial"):
             shutil.rmtree(partial)
     accelerator.wait_for_everyone()
     return progress
-
-
-def is_best(output: Path, name: str, row: dict[str, float]) -> bool:
-    """Whether a measurement is better than those before it by one of its figures.
-
-    Raises:
-        PixelBertError: it has no such figure.
-    """
-    if name not in row:
-        raise PixelBertError(f"keep_best is {name!r}; the validation split is measured by {', '.join(row)}")
-    before = [value for row in logged(output / "validation.jsonl") if isinstance(value := row.get(name), int | float)]
-    sign = -1 if name.endswith("_loss") else 1
-    return not before or sign * row[name] > max(sign * value for value in before)
-
-
-def cut_log(file: Path, step: int) -> None:
-    """Drop the lines of later steps (they will be written again), and a last line that a kill cut short."""
-    if not file.exists():
-        return
-    write_atomically(file, "".join(json.dumps(row) + "\n" for row in logged(file) if row["step"] <= step))
-
-
-def logged(file: Path) -> list[dict[str, Any]]:
-    """The rows of a log, up to a line that a kill cut short, or that is none of ours."""
-    rows: list[dict[str, Any]] = []
-    for line in file.read_bytes().splitlines() if file.exists() else []:
-        try:
-            row = json.loads(line)
-            if not isinstance(row["step"], int):
-                break
-        except (ValueError, TypeError, KeyError, RecursionError):
-            break
-        rows.append(row)
-    return rows
-
-
-def append_line(file: Path, row: dict[str, Any]) -> None:
-    """Add one JSON object to a log."""
-    with file.open("a") as f:
-        f.write(json.dumps(row) + "\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
+
+from pixelbert.train.logs import read_rows
+from pixelbert.train.run_folder import METRICS, VALIDATION
 
 LOSSES = {  # what is drawn of a row of metrics.jsonl or validation.jsonl, where it is there, and under what name
     "mlm_loss": "masked words",
@@ -32,18 +33,13 @@ SCORES = {
 }
 
 
-def read_log(file: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; none if it is not there."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
 def plot_curves(output: Path) -> Path:
     """Draw metrics.jsonl and validation.jsonl of a run's folder.
 
     Returns:
         The picture's path.
     """
-    trained, measured = read_log(output / "metrics.jsonl"), read_log(output / "validation.jsonl")
+    trained, measured = read_rows(output / METRICS), read_rows(output / VALIDATION)
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, title, names in zip(figure.subplots(1, 2), ("loss", "accuracy"), (LOSSES, SCORES), strict=True):
         for rows, style, part in ((trained, "-", "training"), (measured, "o--", "validation")):

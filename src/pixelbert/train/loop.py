@@ -34,17 +34,19 @@ from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.device import Precision, best_device, best_precision
 from pixelbert.errors import PixelBertError, StoppedError
-from pixelbert.files import publish
+from pixelbert.files import append_line, publish, write_sums
 from pixelbert.loading import TRAINED_ON, trained_on
 from pixelbert.model.resnet import channels_last
 from pixelbert.model_card import CARD, last_validation, model_card
 from pixelbert.progress import Tracker, console
 from pixelbert.tasks.steps import StepBatch, StepData, batch_keys
-from pixelbert.train import checkpoint
+from pixelbert.train import checkpoint, inputs
 from pixelbert.train.curves import plot_curves
+from pixelbert.train.logs import is_best
 from pixelbert.train.optim import build_optimizers, build_scheduler
 from pixelbert.train.processes import death, deaths_told, doubtful_restarts
 from pixelbert.train.recipe import Recipe
+from pixelbert.train.run_folder import METRICS, TOKENIZER, VALIDATION, claimed, flatten
 from pixelbert.train.setup import build_model, build_processor
 from pixelbert.train.sharded import is_sharded, whole, whole_weights
 from pixelbert.train.signals import StopRequest
@@ -74,15 +76,13 @@ def train(recipe: Recipe) -> Path:
     )
     main = accelerator.is_main_process
     settings = dataclasses.asdict(recipe)
-    if main:
-        checkpoint.claim(output, settings, dataclasses.asdict(Recipe(task=type(recipe.task)())))
-    accelerator.wait_for_everyone()
-    final = output / "final"
-    if final.exists():
-        if main:
-            console.print(f"{output} is finished; its model is in {final}. Choose another --output to train again.")
-        return final
-    with checkpoint.locked(output) if main else nullcontext():
+    final, defaults = output / "final", dataclasses.asdict(Recipe(task=type(recipe.task)()))
+    with claimed(output, settings, defaults) if main else nullcontext():
+        accelerator.wait_for_everyone()
+        if final.exists():
+            if main:
+                console.print(f"{output} is finished; its model is in {final}. Choose another --output to train again.")
+            return final
         if main and (advice := doubtful_restarts()):
             console.print(advice)
         with deaths_told():
@@ -97,9 +97,11 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
     with accelerator.main_process_first():
         corpus = Corpus(resolve_scenes(recipe.data.train, output / "data"))
         validation = Corpus(resolve_scenes(recipe.data.validation, output / "data")) if recipe.data.validation else None
-    for part in (corpus, validation):
-        if part is not None:
-            part.require(recipe.task.reads)
+        for part in (corpus, validation):
+            if part is not None:
+                part.require(recipe.task.reads)
+        if main:
+            inputs.hold(output, inputs.of_recipe(recipe, corpus, validation))
     if recipe.batch_size < accelerator.num_processes:
         raise PixelBertError(
             f"batch_size {recipe.batch_size} leaves some of {accelerator.num_processes} processes without a pair; "
@@ -112,7 +114,9 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
     # What learns.
     torch.manual_seed(recipe.seed)
     with accelerator.main_process_first():
-        processor = build_processor(recipe, corpus, output / "tokenizer")
+        processor = build_processor(recipe, corpus, output / TOKENIZER)
+        if main:
+            inputs.hold(output, inputs.of_vocabulary(output), first=False)
     bare, reports = build_model(recipe, processor.tokenizer, corpus)
     bare.to(accelerator.device)
     sharded = is_sharded(accelerator)
@@ -148,7 +152,7 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
     # Where it stands.
     progress = checkpoint.restore(accelerator, output)
     if recipe.trackers:
-        accelerator.init_trackers("pixelbert", config=checkpoint.flatten(trackable(dataclasses.asdict(recipe))))
+        accelerator.init_trackers("pixelbert", config=flatten(trackable(dataclasses.asdict(recipe))))
     images = processor.image_processor
     data = recipe.task.data(
         Photos(corpus, images, caches[0], recipe.data.blank), processor, order, accelerator.process_index,
@@ -161,7 +165,7 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
 
     model.train()
     started, pairs_since, time_since = time.monotonic(), 0, time.monotonic()
-    learned = what_it_learned(recipe, corpus)
+    learned = inputs.learned_from(output, what_it_learned(recipe, corpus)) if main else []
     with (
         Tracker("training", steps, done=progress.step, show=main) as tracker,
         StopRequest() as stop,
@@ -211,7 +215,7 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                 row["pairs_per_second"] = round(pairs_since / (time.monotonic() - time_since), 2)
                 row["lr"] = rate
                 if main:
-                    checkpoint.append_line(output / "metrics.jsonl", row)
+                    append_line(output / METRICS, row)
                     accelerator.log({k: v for k, v in row.items() if k != "step"}, step=progress.step)
                 pairs_since, time_since = 0, time.monotonic()
                 tracker.advance(0, note=f"loss {row['loss']:.4f}")
@@ -224,9 +228,9 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                         )
                 weights = whole_weights(bare) if sharded and recipe.keep_best else None
                 if main:
-                    if recipe.keep_best and checkpoint.is_best(output, recipe.keep_best, row):
+                    if recipe.keep_best and is_best(output, recipe.keep_best, row):
                         write_model(bare, processor, learned, output, "best", weights)
-                    checkpoint.append_line(output / "validation.jsonl", {"step": progress.step, **row})
+                    append_line(output / VALIDATION, {"step": progress.step, **row})
                     accelerator.log({f"validation/{k}": v for k, v in row.items()}, step=progress.step)
                     console.print(f"step {progress.step}: {recipe.task.summary(row)}")
                 accelerator.wait_for_everyone()
@@ -371,5 +375,6 @@ def write_model(
     (aside / TRAINED_ON).write_text(json.dumps(learned, indent=2) + "\n")
     card = model_card(model, processor, learned, last_validation(output), output.name)
     (aside / CARD).write_text(card, encoding="utf-8")
+    write_sums(aside, but=(CARD,))  # which people complete
     shutil.rmtree(target, ignore_errors=True)
     publish(aside, target)

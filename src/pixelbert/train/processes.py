@@ -43,7 +43,7 @@ def death(error: Exception) -> PixelBertError:
             f"another process of this run has died or cannot be reached ({first_line(error)}). Give the same command "
             "again to go on"
         )
-    if threading.current_thread() is threading.main_thread():
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch raises once more, in the midst of telling it
     return PixelBertError(
         f"a process that loads data has died ({first_line(error)}). Give the same command again to go on; "

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
 from pixelbert.errors import PixelBertError
+from pixelbert.files import publish
 from pixelbert.loading import load_checkpoint, located, of_trunk
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.importing import LoadReport, bert_shape, load_backbone, load_bert
@@ -28,7 +29,7 @@ def build_tokenizer(recipe: ModelRecipe, corpus: Corpus, folder: Path) -> PreTra
         if not folder.exists():
             aside = folder.with_name(folder.name + ".partial")
             learn_tokenizer((corpus.text(i) for i in range(len(corpus))), recipe.vocab_size).save_pretrained(aside)
-            aside.rename(folder)
+            publish(aside, folder)
         source = str(folder)
     try:
         return AutoTokenizer.from_pretrained(located(source), trust_remote_code=False)
