@@ -1,6 +1,6 @@
 """A prepared data set on disk, and reading it through Hugging Face `datasets`.
 
-    DIR/images-00000.parquet    image_id, path or bytes, width, height (upright, in pixels)
+    DIR/images-00000.parquet    image_id, path or bytes, width, height (upright, in pixels), sha256 of the photo's file
     DIR/{split}-00000.parquet   example_id, image_ids, text, and the columns of the task
     DIR/dataset.json            name, task, version, counts, sources, options, each file's size and checksum;
                                 for question answering also `answers`, the answers that a model chooses from
@@ -18,8 +18,10 @@ An image stands once, however many sentences refer to it. `writer.py` writes thi
 
 import hashlib
 import json
+import os
 import re
 import uuid
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,8 +49,10 @@ IMAGE_SCHEMA = pa.schema(
         pa.field("bytes", pa.binary()),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
+        pa.field("sha256", pa.string()),
     ]
 )
+ADDED_LATER = {"sha256"}  # columns that data sets of earlier versions lack
 CAPTIONS, QUESTION_ANSWERING, REASONING = "captions", "question-answering", "reasoning"
 TARGETS: dict[str, list[pa.Field]] = {
     CAPTIONS: [],
@@ -92,7 +96,7 @@ class PreparedDataset:
     Attributes:
         folder: where it lies.
         manifest: what dataset.json says.
-        images: the image table; columns image_id, path, bytes, width, height.
+        images: the image table; columns image_id, path, bytes, width, height, and sha256 where it was recorded.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -160,9 +164,30 @@ class PreparedDataset:
         columns = [self.images.data.column(side).to_numpy() for side in ("width", "height")]
         return np.stack(columns, axis=1).astype(np.int32)
 
+    @cached_property
+    def photo_files(self) -> list[str | None]:
+        """The file of each image; None where the table holds its bytes."""
+        columns = (self.images.data.column(name) for name in ("path", "bytes"))
+        paths, embedded = next(columns).to_pylist(), next(columns).is_valid().to_pylist()
+        return [
+            None if inside else os.path.normpath(self.folder / path)
+            for path, inside in zip(paths, embedded, strict=True)
+        ]
+
+    @cached_property
+    def photo_checksums(self) -> list[str | None]:
+        """The SHA-256 of each image's file; None where the table has but its path and an earlier version wrote it."""
+        if "sha256" in self.images.data.column_names:
+            return self.images.data.column("sha256").to_pylist()
+        held = self.images.data.column("bytes")
+        return [hashlib.sha256(data.as_buffer()).hexdigest() if data.is_valid else None for data in held]
+
     @property
     def image_checksums(self) -> list[str]:
-        """Checksums of the tables that list the images: what their rows stand for, whatever the splits."""
+        """What the images' pixels depend on, whatever the splits: their checksums; where they were not recorded, those
+        of the tables that list the images."""
+        if "sha256" in self.images.data.column_names and None not in self.photo_checksums:
+            return [str(checksum) for checksum in self.photo_checksums]
         files = sorted(self.manifest["files"].items())
         return [facts["sha256"] for name, facts in files if name.startswith(f"{IMAGES}-")]
 
@@ -182,18 +207,21 @@ class PreparedDataset:
         """Decodes the image of a row in `images`, RGB and upright.
 
         Raises:
-            ImageError: it is gone, damaged, or not the size it had at preparation.
+            ImageError: it is gone, damaged, or not what it was at preparation.
         """
         record = self.images[row]
         image_id, path = record["image_id"], record["path"]
         name = f"image {image_id} of {self.folder}"
         if record["bytes"] is not None:
-            image = open_image(record["bytes"], name)
+            image, found = open_image(record["bytes"], name), hashlib.sha256(record["bytes"]).hexdigest()
         else:
             try:
                 image = open_image(self.folder / path, f"{name} ({path})")
             except ImageError as error:
                 raise ImageError(f"{error}. If the photos were moved, prepare the data set again") from error
+            found = file_sha256(self.folder / path)
+        if record.get("sha256") not in (None, found):
+            raise ImageError(self._replaced(row))
         recorded = (record["width"], record["height"])
         if image.size != recorded:
             found = "{} x {}".format(*image.size)
@@ -203,6 +231,30 @@ class PreparedDataset:
                 "prepare it again"
             )
         return image
+
+    def check_photos(self, rows: Sequence[int]) -> None:
+        """Checks that these images' files are those of preparation, where it recorded them and they are still there.
+
+        Raises:
+            ImageError: one was replaced.
+        """
+        for row in rows:
+            file, recorded = self.photo_files[row], self.photo_checksums[row]
+            if (
+                file is not None
+                and recorded is not None
+                and Path(file).is_file()
+                and file_sha256(Path(file)) != recorded
+            ):
+                raise ImageError(self._replaced(row))
+
+    def _replaced(self, row: int) -> str:
+        record = self.images[row]
+        held = record["path"] if record["bytes"] is None else "its bytes in the table"
+        return (
+            f"image {record['image_id']} of {self.folder} ({held}) was replaced since the data set was prepared: what "
+            "is said of it may not be true of it any more. Put the former photo back, or prepare the data set again"
+        )
 
     def _table(self, name: str, schema: pa.Schema) -> datasets.Dataset:
         paths = [self.folder / file for file in sorted(self.manifest["files"]) if file.rsplit("-", 1)[0] == name]
@@ -262,6 +314,8 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
 def _check_columns(path: Path, schema: pa.Schema) -> None:
     found = pq.read_schema(path)
     for field in schema:
+        if field.name in ADDED_LATER - set(found.names):
+            continue
         if field.name not in found.names:
             raise PixelBertError(f"{path} lacks the column {field.name!r}: prepare the data set again")
         if found.field(field.name).type != field.type:
