@@ -21,7 +21,6 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -232,20 +231,28 @@ class PreparedDataset:
             )
         return image
 
-    def check_photos(self, rows: Sequence[int]) -> None:
-        """Checks that these images' files are those of preparation, where it recorded them and they are still there.
+    def photo_stamps(self) -> str | None:
+        """What changes when the file of a photo does, without reading it; None if no file has a checksum on record."""
+        recorded = [
+            file for file, checksum in zip(self.photo_files, self.photo_checksums, strict=True) if file and checksum
+        ]
+        digest = hashlib.sha256()
+        for file in recorded:
+            try:
+                status = Path(file).stat()
+                digest.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
+            except OSError:
+                digest.update(b"gone\n")
+        return digest.hexdigest() if recorded else None
+
+    def check_photos(self) -> None:
+        """Checks that the photos' files are those of preparation, where it recorded them and they are still there.
 
         Raises:
             ImageError: one was replaced.
         """
-        for row in rows:
-            file, recorded = self.photo_files[row], self.photo_checksums[row]
-            if (
-                file is not None
-                and recorded is not None
-                and Path(file).is_file()
-                and file_sha256(Path(file)) != recorded
-            ):
+        for row, (file, checksum) in enumerate(zip(self.photo_files, self.photo_checksums, strict=True)):
+            if file and checksum and Path(file).is_file() and file_sha256(Path(file)) != checksum:
                 raise ImageError(self._replaced(row))
 
     def _replaced(self, row: int) -> str:
