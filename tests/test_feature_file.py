@@ -179,8 +179,8 @@ def test_who_comes_second_waits_and_says_so(
             hidden.rename(file)
             other.close()
 
-        monkeypatch.setattr("pixelbert.data.feature_file.time", SimpleNamespace(sleep=finished, time=time.time))
-        build()  # with no clock to encode by
+        monkeypatch.setattr("pixelbert.data.derived_file.time", SimpleNamespace(sleep=finished))
+        build()
     assert "waiting for it" in " ".join(capfd.readouterr().err.split())
 
 

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelbert.data.derived_file import DerivedFile
 from pixelbert.errors import PixelBertError
-from pixelbert.files import append_line, exclusive, file_sha256, flush, read_json, read_log, write_json
+from pixelbert.files import append_line, flush, read_log
 from pixelbert.progress import console
 
 SECONDS_BETWEEN_FLUSHES = 5.0  # what a kill may cost
-SECONDS_BETWEEN_TRIES = 1.0
 BYTES = torch.bfloat16.itemsize
 FORMER_PARTIAL = re.compile(r"[0-9a-f]{16}\.(\d+)\.partial")  # of earlier versions: the number of its process
 UNTOUCHED = 3600.0  # seconds after which nobody is writing any more, on another machine either
 
 
 @dataclass(frozen=True)
-class FeatureFile:
+class FeatureFile(DerivedFile):
     """Where the features of a data set's images lie.
 
     Args:
@@ -47,7 +47,6 @@ class FeatureFile:
         channels: of a pixel.
     """
 
-    path: Path
     starts: np.ndarray
     channels: int
 
@@ -56,62 +55,18 @@ class FeatureFile:
         """Bytes of the whole."""
         return int(self.starts[-1]) * self.channels * BYTES
 
-    def beside(self, suffix: str) -> Path:
-        """One of the files that belong to it."""
-        return self.path.with_suffix(suffix)
-
-    def record(self) -> dict[str, Any]:
-        """What KEY.json says; nothing if it is not there or not whole."""
-        with suppress(PixelBertError):
-            found = read_json(self.beside(".json"))
-            return found if isinstance(found, dict) else {}
-        return {}
-
-    def note(self, **facts: Any) -> None:
-        """Put more into KEY.json. For who holds the lock."""
-        write_json(self.beside(".json"), self.record() | facts)
-
-    def vouch(self, file: Path, **facts: Any) -> None:
-        """Record the size and the checksum of `file`, which is or becomes this one, as right."""
-        status = file.stat()
-        self.note(bytes=status.st_size, sha256=file_sha256(file), changed_ns=status.st_mtime_ns, **facts)
-
-    @contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """Hold the lock; while another process holds it, say so and wait."""
-        busy = f"{self.path} is being encoded or checked by another process: waiting for it"
-        waiting = False
-        with ExitStack() as held:
-            while True:
-                try:
-                    held.enter_context(exclusive(self.beside(".lock"), busy))
-                    break
-                except PixelBertError as error:
-                    if str(error) != busy:
-                        raise
-                if not waiting:
-                    console.print(busy)
-                waiting = True
-                time.sleep(SECONDS_BETWEEN_TRIES)
-            yield
-
     def is_known(self) -> bool:
-        """Whether it is there, whole, and as it was when its checksum was last compared. (To read many gigabytes at
-        each start would be too slow.)"""
-        if not self.path.exists():
-            return False
-        status, record = self.path.stat(), self.record()
-        return status.st_size == self.size == record.get("bytes") and status.st_mtime_ns == record.get("changed_ns")
+        """See `DerivedFile.is_known`."""
+        return super().is_known() and self.path.stat().st_size == self.size
 
     def is_sound(self) -> bool:
         """Whether it is there and is what was encoded, by all its bytes; says what it finds. For the lock's holder."""
         if not self.path.exists():
             return False
-        recorded = self.record().get("sha256")
         found = self.path.stat().st_size
         if found != self.size:
             problem = f"has {found:,} bytes where its images take {self.size:,}"
-        elif recorded is None:
+        elif "sha256" not in self.record():
             if not self._has_blank_images():
                 console.print(
                     f"{self.path} has no checksum on record (an earlier version made it, or its .json is lost), so "
@@ -123,8 +78,7 @@ class FeatureFile:
             problem = "holds nothing for some of its images"
         else:
             console.print(f"{self.path} was copied or changed: comparing its checksum")
-            if file_sha256(self.path) == recorded:
-                self.note(changed_ns=self.path.stat().st_mtime_ns)
+            if self.is_as_recorded():
                 return True
             problem = "is not what was written: its checksum differs"
         console.print(f"{self.path} {problem}. It is damaged, and its photos are encoded again")
@@ -144,7 +98,7 @@ class FeatureFile:
             free = shutil.disk_usage(self.path.parent).free
             raise PixelBertError(
                 f"{self.path.parent} cannot be written ({error.strerror or error}): these features take "
-                f"{self.size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there. Make room and give the same "
+                f"{self.size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there. Make room and give the same "
                 "command again, which goes on from what is encoded, or choose another folder for the feature cache"
             ) from error
 
@@ -281,7 +235,7 @@ def remove_leftovers(folder: Path) -> None:
         if former and not is_running(int(former[1])) and time.time() - path.stat().st_mtime > UNTOUCHED:
             size = path.stat().st_size
             path.unlink(missing_ok=True)
-            console.print(f"removed {path}, {size / 1e9:.3g} GB that a killed encoding of an earlier version had left")
+            console.print(f"removed {path}, {size / 1e6:,.1f} MB that a killed encoding of an earlier version had left")
 
 
 def is_running(process: int) -> bool:

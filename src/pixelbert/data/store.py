@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pixelbert.data.derived_file import DerivedFile
 from pixelbert.data.images import ImageError, open_image
 from pixelbert.errors import PixelBertError
 from pixelbert.files import file_sha256
@@ -356,31 +356,38 @@ def _check_rows(path: Path, rows: pa.RecordBatch, schema: pa.Schema) -> None:
 def _arrow_copy(name: str, paths: list[Path], checksums: list[str], schema: pa.Schema) -> Path:
     """The Arrow form of parquet files in the cache, made if need be. Safe with many processes at once.
 
-    What is made is checked first, once: later nobody looks at each row.
+    What is made is checked first, once: later nobody looks at each row. A copy that is damaged is made again.
     """
     key = hashlib.sha256()
     for path, checksum in zip(paths, checksums, strict=True):
         # The time as well, for a file that somebody changed without a new dataset.json.
         key.update(f"{checksum} {path.stat().st_mtime_ns}\n".encode())
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "pixelbert"
-    arrow = cache / f"{name}-{key.hexdigest()[:24]}.arrow"
-    if not arrow.exists():
+    arrow = DerivedFile(cache / f"{name}-{key.hexdigest()[:24]}.arrow")
+    if not arrow.is_known():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = arrow.with_suffix(f".{uuid.uuid4().hex}.partial")
-        try:
-            written = pq.read_schema(paths[0]).remove_metadata()
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, written) as stream:
-                for path, checksum in zip(paths, checksums, strict=True):
-                    if file_sha256(path) != checksum:
-                        raise PixelBertError(f"{path} is not as it was written: copy the whole folder again")
-                    most = UNPACKED * path.stat().st_size + (64 << 20)
-                    for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_ONCE):
-                        most -= batch.nbytes
-                        if most < 0:
-                            raise PixelBertError(f"{path} unpacks to more than {UNPACKED} times its size: leave it out")
-                        _check_rows(path, batch, schema)
-                        stream.write_batch(batch.cast(written))
-            partial.replace(arrow)
-        finally:
-            partial.unlink(missing_ok=True)
-    return arrow
+        with arrow.in_turn():
+            if not arrow.is_known() and not arrow.is_as_recorded():
+                _write_arrow(arrow, paths, checksums, schema)
+    return arrow.path
+
+
+def _write_arrow(arrow: DerivedFile, paths: list[Path], checksums: list[str], schema: pa.Schema) -> None:
+    partial = arrow.beside(".partial")
+    try:
+        written = pq.read_schema(paths[0]).remove_metadata()
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, written) as stream:
+            for path, checksum in zip(paths, checksums, strict=True):
+                if file_sha256(path) != checksum:
+                    raise PixelBertError(f"{path} is not as it was written: copy the whole folder again")
+                most = UNPACKED * path.stat().st_size + (64 << 20)
+                for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_ONCE):
+                    most -= batch.nbytes
+                    if most < 0:
+                        raise PixelBertError(f"{path} unpacks to more than {UNPACKED} times its size: leave it out")
+                    _check_rows(path, batch, schema)
+                    stream.write_batch(batch.cast(written))
+        arrow.vouch(partial)
+        partial.replace(arrow.path)
+    finally:
+        partial.unlink(missing_ok=True)
