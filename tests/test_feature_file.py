@@ -218,7 +218,8 @@ def test_a_photo_that_was_replaced_stops_a_run(tmp_path: Path, capfd: pytest.Cap
         (photos / f"{i}.png").write_bytes(encoded(photo(20 * i), "PNG"))
     (photos / "captions.csv").write_text("image,text\n" + "".join(f"{i}.png,photo number {i}\n" for i in range(8)))
     prepared = tmp_path / "prepared"
-    cli.main(["prepare", "folder", "--images", str(photos), "--val", "0", "--test", "0", "--output", str(prepared)])
+    prepare = ["prepare", "folder", "--images", str(photos), "--val", "0", "--test", "0", "--output", str(prepared)]
+    cli.main(prepare)
     train = f'["{prepared}:train"]'
     changes = ["--batch_size", "8", "--micro_batch_size", "8", "--epochs", "1"]
     stored = arguments(tmp_path / "run", train, tmp_path / "features")
@@ -238,8 +239,18 @@ def test_a_photo_that_was_replaced_stops_a_run(tmp_path: Path, capfd: pytest.Cap
     (photos / "3.png").write_bytes(former)  # the same again, at another time
     cli.main([*arguments(tmp_path / "again", train, tmp_path / "features"), *changes])
     assert len(list((tmp_path / "features").glob("*.bf16"))) == 1
-    cli.main(["prepare", "folder", "--images", str(photos), "--val", "0", "--test", "0", "--output", str(prepared),
-              "--overwrite"])  # fmt: skip
+    cli.main([*prepare, "--overwrite"])
+    measure = ["evaluate", str(tmp_path / "run" / "final"), "--data", str(prepared), "--split", "train"]
+    measure += ["--task", "retrieval", "--allow-trained", "true", "--output", str(tmp_path / "measured")]
+    cli.main(measure)
     (photos / "3.png").unlink()
     cli.main([*arguments(tmp_path / "gone", train, tmp_path / "features"), *changes])  # its features are there
     assert len(list((tmp_path / "features").glob("*.bf16"))) == 1
+    (photos / "3.png").write_bytes(encoded(photo(9), "PNG"))
+    cli.main([*prepare, "--overwrite"])
+    capfd.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(measure)  # which has scores of the former photo
+    assert "belongs to another evaluation: photos: there" in " ".join(capfd.readouterr().err.split())
+    cli.main([*arguments(tmp_path / "new", train, tmp_path / "features"), *changes])
+    assert len(list((tmp_path / "features").glob("*.bf16"))) == 2

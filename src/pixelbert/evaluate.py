@@ -169,6 +169,8 @@ def evaluate(
         options |= {"shortlist": shortlist}
     if kind != "pretraining":  # which keeps no predictions
         facts = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance()}
+        if photos := corpus.photo_digest:
+            facts["photos"] = photos
         with share.first_alone():
             predictions.claim(folder, facts | options)
     elif share.first:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from functools import cached_property
@@ -85,6 +87,12 @@ class Corpus:
         files = [path for data in self.datasets for path in data.photo_files]
         contents = [checksum for data in self.datasets for checksum in data.photo_checksums]
         return alike(files, contents)
+
+    @property
+    def photo_digest(self) -> str | None:
+        """A checksum of all photos' contents; None if those of a data set were not recorded."""
+        contents = [data.recorded_checksums for data in self.datasets]
+        return None if None in contents else hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
     @cached_property
     def photo_of(self) -> np.ndarray:
@@ -198,9 +206,9 @@ def alike(*keys: Sequence[Hashable | None]) -> np.ndarray:
     firsts = []
     for kind in keys:
         seen: dict[Hashable, int] = {}
-        firsts.append(
-            np.array([i if key is None else seen.setdefault(key, i) for i, key in enumerate(kind)], dtype=int)
-        )
+        first = np.array([i if key is None else seen.setdefault(key, i) for i, key in enumerate(kind)], dtype=np.int64)
+        if (first != same).any():  # seldom
+            firsts.append(first)
     while True:
         before = same
         for first in firsts:

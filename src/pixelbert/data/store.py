@@ -163,21 +163,28 @@ class PreparedDataset:
         columns = [self.images.data.column(side).to_numpy() for side in ("width", "height")]
         return np.stack(columns, axis=1).astype(np.int32)
 
-    @cached_property
+    @property
     def photo_files(self) -> list[str | None]:
         """The file of each image; None where the table holds its bytes."""
-        columns = (self.images.data.column(name) for name in ("path", "bytes"))
-        paths, embedded = next(columns).to_pylist(), next(columns).is_valid().to_pylist()
+        paths, held = (self.images.data.column(name) for name in ("path", "bytes"))
+        inside = held.is_valid().to_pylist()
         return [
-            None if inside else os.path.normpath(self.folder / path)
-            for path, inside in zip(paths, embedded, strict=True)
+            None if embedded else os.path.normpath(self.folder / path)
+            for path, embedded in zip(paths.to_pylist(), inside, strict=True)
         ]
 
-    @cached_property
+    @property
+    def recorded_checksums(self) -> list[str | None] | None:
+        """The SHA-256 of each image's file at preparation; None if an earlier version prepared, which kept none."""
+        if "sha256" not in self.images.data.column_names:
+            return None
+        return self.images.data.column("sha256").to_pylist()
+
+    @property
     def photo_checksums(self) -> list[str | None]:
-        """The SHA-256 of each image's file; None where the table has but its path and an earlier version wrote it."""
-        if "sha256" in self.images.data.column_names:
-            return self.images.data.column("sha256").to_pylist()
+        """The SHA-256 of each image's file, as recorded or of the bytes in the table; None where neither is there."""
+        if (recorded := self.recorded_checksums) is not None:
+            return recorded
         held = self.images.data.column("bytes")
         return [hashlib.sha256(data.as_buffer()).hexdigest() if data.is_valid else None for data in held]
 
@@ -185,8 +192,8 @@ class PreparedDataset:
     def image_checksums(self) -> list[str]:
         """What the images' pixels depend on, whatever the splits: their checksums; where they were not recorded, those
         of the tables that list the images."""
-        if "sha256" in self.images.data.column_names and None not in self.photo_checksums:
-            return [str(checksum) for checksum in self.photo_checksums]
+        if (recorded := self.recorded_checksums) is not None and None not in recorded:
+            return [str(checksum) for checksum in recorded]
         files = sorted(self.manifest["files"].items())
         return [facts["sha256"] for name, facts in files if name.startswith(f"{IMAGES}-")]
 
@@ -231,19 +238,25 @@ class PreparedDataset:
             )
         return image
 
+    def _recorded_files(self) -> dict[int, tuple[Path, str]]:
+        """The file and the checksum of each image that is in a file and whose checksum was recorded."""
+        checksums = self.recorded_checksums
+        if checksums is None:
+            return {}
+        pairs = enumerate(zip(self.photo_files, checksums, strict=True))
+        return {row: (Path(file), checksum) for row, (file, checksum) in pairs if file and checksum}
+
     def photo_stamps(self) -> str | None:
         """What changes when the file of a photo does, without reading it; None if no file has a checksum on record."""
-        recorded = [
-            file for file, checksum in zip(self.photo_files, self.photo_checksums, strict=True) if file and checksum
-        ]
+        files = self._recorded_files()
         digest = hashlib.sha256()
-        for file in recorded:
+        for file, _ in files.values():
             try:
-                status = Path(file).stat()
+                status = file.stat()
                 digest.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
             except OSError:
                 digest.update(b"gone\n")
-        return digest.hexdigest() if recorded else None
+        return digest.hexdigest() if files else None
 
     def check_photos(self) -> None:
         """Checks that the photos' files are those of preparation, where it recorded them and they are still there.
@@ -251,8 +264,8 @@ class PreparedDataset:
         Raises:
             ImageError: one was replaced.
         """
-        for row, (file, checksum) in enumerate(zip(self.photo_files, self.photo_checksums, strict=True)):
-            if file and checksum and Path(file).is_file() and file_sha256(Path(file)) != checksum:
+        for row, (file, checksum) in self._recorded_files().items():
+            if file.is_file() and file_sha256(file) != checksum:
                 raise ImageError(self._replaced(row))
 
     def _replaced(self, row: int) -> str:
