@@ -94,6 +94,22 @@ def test_a_rewritten_folder_is_not_served_stale(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("damage", ["half zeroed", "cut short", "from an earlier version"])
+def test_a_damaged_copy_in_the_cache_is_made_again(tmp_path: Path, own_cache: Path, damage: str) -> None:
+    folder = write(tmp_path / "set", count=40)
+    texts = PreparedDataset.open(folder).examples("train")["text"][:]
+    (copy,) = own_cache.rglob("train-*.arrow")
+    whole = copy.read_bytes()
+    half = len(whole) // 2
+    if damage == "from an earlier version":
+        copy.with_suffix(".json").unlink()
+    else:
+        copy.unlink()  # by which the one that is mapped stays as it is
+        copy.write_bytes(whole[:half] + (bytes(len(whole) - half) if damage == "half zeroed" else b""))
+    assert PreparedDataset.open(folder).examples("train")["text"][:] == texts
+    assert copy.read_bytes() == whole
+
+
 def test_large_tables_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module._Table, "GROUP_ROWS", 2)
     monkeypatch.setattr(writer_module._Table, "SHARD_ROWS", 4)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,7 +238,7 @@ class TestScoring:
     def test_shuffled_photos_are_never_ones_own_and_each_is_used_once(self) -> None:
         images_of = np.repeat(np.arange(10), 3)[:, None]
         examples = range(3, 27)  # of images 1 to 8
-        shuffled = shuffled_images(images_of, examples)
+        shuffled = shuffled_images(SimpleNamespace(images_of=images_of, photos=np.arange(10)), examples)
         assert (shuffled[3:27] != images_of[3:27]).all()
         assert sorted(shuffled[3:27:3, 0]) == list(range(1, 9))
         assert (shuffled[3:27].reshape(8, 3) == shuffled[3:27:3]).all()  # an image's sentences get one image

@@ -127,23 +127,23 @@ def test_stored_features_are_those_of_the_cnn(tmp_path: Path, tiny_model: MakeMo
     assert not torch.equal(mirrored.get([View(3)]).values, mirrored.get([View(3, True)]).values)
 
     # One file a data set: more data sets, or other splits, make no file anew.
-    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "features").iterdir()}
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "features").glob("*.bf16")}
     more = Corpus([*corpus.sources, *resolve_scenes(["scenes:7-9"], tmp_path)])
     both = build_feature_cache(model, more, processor, tmp_path / "features")
     assert torch.equal(both.get([View(3)]).values, cache.get([View(3)]).values)
     last = len(more.sizes) - 1
     added = model.trunk_features([processor.to_tensor(more.load_image(last))]).values
     torch.testing.assert_close(both.get([View(last)]).values.float(), added, **tolerance)
-    after = {f: f.stat().st_mtime_ns for f in (tmp_path / "features").iterdir()}
+    after = {f: f.stat().st_mtime_ns for f in (tmp_path / "features").glob("*.bf16")}
     assert before.items() < after.items()
 
     before = after
     build_feature_cache(model, corpus, processor, tmp_path / "features")
-    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "features").iterdir()} == before  # read, not made again
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "features").glob("*.bf16")} == before  # read, not made again
     with torch.no_grad():
         model.backbone.conv1.weight += 0.1
     build_feature_cache(model, corpus, processor, tmp_path / "features")
-    assert len(list((tmp_path / "features").iterdir())) == len(before) + 1  # other weights, other file
+    assert len(list((tmp_path / "features").glob("*.bf16"))) == len(before) + 1  # other weights, other file
 
 
 def test_features_of_frozen_stages_are_those_of_the_cnn(tmp_path: Path, tiny_model: MakeModel) -> None:
@@ -158,15 +158,15 @@ def test_features_of_frozen_stages_are_those_of_the_cnn(tmp_path: Path, tiny_mod
     scale = direct.values.detach().abs().max().item()
     torch.testing.assert_close(stored.values, direct.values, rtol=0.05, atol=0.02 * scale)
 
-    made = set((tmp_path / "features").iterdir())
+    made = set((tmp_path / "features").glob("*.bf16"))
     with torch.no_grad():
         model.backbone.layer4[0].conv1.weight += 0.1  # what learns is no part of what is stored
     build_feature_cache(model, corpus, processor, tmp_path / "features", mirror=True, after="layer3")
-    assert set((tmp_path / "features").iterdir()) == made
+    assert set((tmp_path / "features").glob("*.bf16")) == made
     with torch.no_grad():
         model.backbone.layer3[0].conv1.weight += 0.1
     build_feature_cache(model, corpus, processor, tmp_path / "features", after="layer3")
-    assert len(set((tmp_path / "features").iterdir()) - made) == 1
+    assert len(set((tmp_path / "features").glob("*.bf16")) - made) == 1
 
 
 @pytest.mark.parametrize("after", [None, "layer3"])

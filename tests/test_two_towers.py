@@ -71,7 +71,7 @@ class TestLoss:
                 right = rivals.index(own)
                 for scores in (to_image, to_text):
                     expected += (np.log(np.exp(scores - scores[right]).sum())) / 2
-        found = head.contrast(head.rivals(*map(torch.from_numpy, (text, image, index)), 3))
+        found = head.contrast(head.rivals(*map(torch.from_numpy, (text, image, index, index)), 3))
         assert found.item() == pytest.approx(expected, rel=1e-5)
 
     def test_scale_is_bounded(self, tiny_config: Callable) -> None:
@@ -194,7 +194,7 @@ class TestHardNegatives:
         head = TwoTowerHead(PixelBertConfig(hidden_size=8, num_attention_heads=2, tower_size=4))
         index, order = torch.tensor(images), torch.randperm(len(images), generator=generator)[None]
         wrong = (index[:, None] != index)[None]
-        found = assign_hard_negatives(head.rivals(text, image, index, len(images)), wrong, order)[0].tolist()
+        found = assign_hard_negatives(head.rivals(text, image, index, index, len(images)), wrong, order)[0].tolist()
         given = [sentence for place, sentence in enumerate(found) if sentence != place]
         assert len(given) == len(set(given))
         assert all(images[sentence] != images[place] for place, sentence in enumerate(found) if sentence != place)
@@ -236,7 +236,7 @@ class TestHardNegatives:
         different = data.batch(0, 0).inputs["contrast"].wrong[0].tolist()
         assert different == [[images[t] != images[i] for i in range(4)] for t in range(4)]
         monkeypatch.setattr(corpus, "text", lambda example: "a red square at the top left")
-        assert not make_data(corpus, processor, hard_negatives=True)._negatives(data.plan(0)[:4])[0].any()
+        assert not make_data(corpus, processor, hard_negatives=True)._negatives(data.plan(0)[:4])["wrong"].any()
 
     def test_it_needs_groups(self) -> None:
         for wrong in ({"contrast": 0}, {"contrast": 4, "itm": False}, {"contrast": 4, "mlm_on_mismatched": True}):
@@ -252,7 +252,7 @@ def test_it_learns_which_images_are_meant_and_nothing_without_them(blank: bool, 
     values = torch.randn(8, 4, channels, generator=rng)
     images = PixelFeatures(torch.zeros_like(values) if blank else values, torch.tensor([[2, 2]] * 8))
     ids = torch.randint(1, 64, (8, 5), generator=rng)
-    contrast = Contrast(ids, torch.ones_like(ids), torch.arange(8), 8)
+    contrast = Contrast(ids, torch.ones_like(ids), torch.arange(8), torch.arange(8), 8)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(40):
         loss = model(trunk_features=images, contrast=contrast).contrastive_loss / 8

@@ -377,8 +377,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ) as out:
         for row in data.images:
             out.add_image(
-                row["image_id"], path=row["path"], data=row["bytes"], width=row["width"], height=row["height"]
-            )
+                row["image_id"], path=row["path"], data=row["bytes"], width=row["width"], height=row["height"],
+                sha256=row.get("sha256"),
+            )  # fmt: skip
         for number, (image, question, answer) in enumerate(found):
             kind = YES_NO if answer in ("no", "yes") else "number" if answer.isdigit() else "other"
             out.add_example(args.split, f"asked_{number}", [image], question, answers=[answer], answer_type=kind)

@@ -169,6 +169,8 @@ def evaluate(
         options |= {"shortlist": shortlist}
     if kind != "pretraining":  # which keeps no predictions
         facts = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance()}
+        if photos := corpus.photo_digest:
+            facts["photos"] = photos
         with share.first_alone():
             predictions.claim(folder, facts | options)
     elif share.first:
@@ -293,7 +295,7 @@ def evaluate_answers(run: Evaluation, chosen: Sequence[int], seed: int, question
     if labelled:
         controls = {}
         if run.controls:
-            shuffled = shuffled_images(run.corpus.images_of, chosen, seed)
+            shuffled = shuffled_images(run.corpus, chosen, seed)
             controls["shuffled"] = answer("answers_shuffled", images_of=shuffled)
             controls["blank"] = answer("answers_blank", blank=True)
         result |= measure_answers(run.corpus, answers, **controls)
@@ -341,7 +343,7 @@ def evaluate_statements(run: Evaluation, chosen: Sequence[int], seed: int) -> di
     if all(label is not None for label in labels.values()):
         result |= {name: value / 100 for name, value in nlvr2_scores(judged, labels).items()}
         if run.controls:
-            images_of = shuffled_images(run.corpus.images_of, chosen, seed)
+            images_of = shuffled_images(run.corpus, chosen, seed)
             shuffled = judge("statements_shuffled", images_of=images_of)
             result["accuracy_shuffled"] = float(np.mean([shuffled[e] == labels[identifier[e]] for e in chosen]))
     if run.share.first:
@@ -370,7 +372,7 @@ def estimate_retrieval(
         ("image_to_text", captions, some_images),
     ):
         scores = run.score(f"scores_{way}", rows, columns)
-        right = run.corpus.image_of[rows][:, None] == np.array(columns)
+        right = run.corpus.photo_of[rows][:, None] == run.corpus.photos[columns]
         found = query_recall(scores, right) if way == "text_to_image" else query_recall(scores.T, right.T)
         number = len(rows) if way == "text_to_image" else len(columns)
         result[f"{way}_queries"] = number
@@ -415,7 +417,8 @@ def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: 
     if folds:
         column = {image: i for i, image in enumerate(shown)}
         owner = np.array([column[int(run.corpus.image_of[e])] for e in captions])
-        result |= {f"{name}_{folds}_folds": value for name, value in fold_recall(scores.T, owner, folds).items()}
+        found = fold_recall(scores.T, owner, folds, photo=run.corpus.photos[shown])
+        result |= {f"{name}_{folds}_folds": value for name, value in found.items()}
     caption_ids, image_ids = [run.corpus.example_id(e) for e in captions], [run.corpus.image_id(i) for i in shown]
     if run.share.first:
         predictions.write_run(run.folder / "text_to_image.run", scores, caption_ids, image_ids)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,37 @@ class Corpus:
     def image_of(self) -> np.ndarray:
         """(N,) the first image of each example."""
         return self.images_of[:, 0]
+
+    @cached_property
+    def photos(self) -> np.ndarray:
+        """(I,) the photo that each image is: the number of the first image that is the same file or has the same
+        content. An image may stand twice: in a data set that is given twice, in two made of the same photos, or as a
+        copy. What compares images as right and wrong compares these."""
+        files = [path for data in self.datasets for path in data.photo_files]
+        contents = [checksum for data in self.datasets for checksum in data.photo_checksums]
+        return alike(files, contents)
+
+    @property
+    def photo_digest(self) -> str | None:
+        """A checksum of all photos' contents; None if those of a data set were not recorded."""
+        contents = [data.recorded_checksums for data in self.datasets]
+        return None if None in contents else hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+
+    @cached_property
+    def photo_of(self) -> np.ndarray:
+        """(N,) the photo (see `photos`) of each example's first image."""
+        return self.photos[self.image_of]
+
+    @cached_property
+    def _examples_of_photos(self) -> dict[int, list[int]]:
+        groups = defaultdict(list)
+        for example, photo in enumerate(self.photo_of.tolist()):
+            groups[photo].append(example)
+        return groups
+
+    def own_texts(self, example: int) -> set[str]:
+        """All that is said of an example's photo."""
+        return {self.text(e) for e in self._examples_of_photos[int(self.photo_of[example])]}
 
     @property
     def task(self) -> str:
@@ -158,6 +193,30 @@ class Corpus:
             if image in groups or limit is None or len(groups) < limit:
                 groups.setdefault(image, []).append(example)
         return groups
+
+
+def alike(*keys: Sequence[Hashable | None]) -> np.ndarray:
+    """(n,) for each of n things the first that is the same, where those are the same that share a key.
+
+    Args:
+        keys: of the things, one list a kind of key; None where a thing has none. Who shares a key of one kind with the
+            second and of another kind with the third is the same as both.
+    """
+    same = np.arange(len(keys[0]))
+    firsts = []
+    for kind in keys:
+        seen: dict[Hashable, int] = {}
+        first = np.array([i if key is None else seen.setdefault(key, i) for i, key in enumerate(kind)], dtype=np.int64)
+        if (first != same).any():  # seldom
+            firsts.append(first)
+    while True:
+        before = same
+        for first in firsts:
+            lowest = same.copy()
+            np.minimum.at(lowest, first, same)
+            same = lowest[first]
+        if (same == before).all():
+            return same
 
 
 def split_source(source: str) -> tuple[Path, list[str]]:

@@ -1,13 +1,13 @@
 """Stored features of a frozen CNN, or of its frozen stages: they never change, so each image is encoded once for good.
 
-A memory-mapped file of bfloat16 grids for each data set, image after image: (pixels of all images, C).
+A memory-mapped file of bfloat16 grids for each data set, image after image: (pixels of all images, C). How such a file
+is made and checked: `feature_file.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +18,11 @@ import torch
 from torch import nn
 
 from pixelbert.data.corpus import Corpus
+from pixelbert.data.feature_file import BYTES, Encoding, FeatureFile, remove_leftovers
 from pixelbert.data.processing import PixelBertImageProcessor
 from pixelbert.data.store import PreparedDataset
 from pixelbert.device import best_precision
+from pixelbert.errors import PixelBertError
 from pixelbert.model.inference import trunk_for_inference
 from pixelbert.model.modeling import PixelBertModel
 from pixelbert.model.pixels import REDUCTION, PixelFeatures, by_shape, flatten_grid, grid_features
@@ -94,9 +96,15 @@ class GreyFeatures(FeatureCache):
         return PixelFeatures(nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.from_numpy(grids))
 
 
-def open_values(path: Path, pixels: int, channels: int, *, write: bool = False) -> torch.Tensor:
-    """(pixels, channels) of a file, memory-mapped; made if it is to be written."""
-    flat = torch.from_file(str(path), shared=write, size=pixels * channels, dtype=torch.bfloat16)
+def open_values(path: Path, pixels: int, channels: int) -> torch.Tensor:
+    """(pixels, channels) of a file, memory-mapped for reading.
+
+    Raises:
+        PixelBertError: it is gone or was cut short since it was checked.
+    """
+    if not path.exists() or path.stat().st_size != pixels * channels * BYTES:
+        raise PixelBertError(f"{path} is gone or was cut short meanwhile: the same command encodes its photos again")
+    flat = torch.from_file(str(path), shared=False, size=pixels * channels, dtype=torch.bfloat16)
     return flat.view(-1, channels)
 
 
@@ -143,6 +151,7 @@ def build_feature_cache(
         after: the CNN's last frozen stage, whose output is stored; that of the whole, pooled, if None.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     grids = [grids_of(data, processor, after) for data in corpus.datasets]
     files = [
         [
@@ -180,7 +189,6 @@ def grids_of(data: PreparedDataset, processor: PixelBertImageProcessor, after: s
     return np.array([(height // smaller, width // smaller) for width, height in sizes], dtype=np.int64)
 
 
-@torch.inference_mode()
 def encode_once(
     model: PixelBertModel,
     data: PreparedDataset,
@@ -191,31 +199,51 @@ def encode_once(
     after: str | None,
     batch: int,
 ) -> Path:
-    """The file of a data set's features; written aside and renamed, so a killed run leaves no half file."""
+    """The file of a data set's features: one that is there and sound, or made now. Of several processes that want the
+    same file one makes it, and the others wait."""
     bare = beginning(model.backbone, after) if after else model.backbone
     path = folder / f"{fingerprint(bare, model, data, processor, mirrored=mirrored)[:16]}.bf16"
-    if path.exists():
-        return path
-    pixels = grids.prod(1)
-    starts = np.concatenate([[0], np.cumsum(pixels)])
-    aside = path.with_suffix(f".{os.getpid()}.partial")  # another run may be making the same file
-    channels = bare.shape.channels_after(after or STAGES[-1])
-    values = open_values(aside, int(starts[-1]), channels, write=True)
-    # Images of one shape together; each image's place in the file is known beforehand.
-    order = sorted(range(len(grids)), key=lambda i: tuple(grids[i]))
+    starts = np.concatenate([[0], np.cumsum(grids.prod(1))])
+    file = FeatureFile(path, starts, bare.shape.channels_after(after or STAGES[-1]))
+    if not file.is_known():
+        with file.in_turn():
+            if not file.is_known() and not file.is_sound():
+                encode(file, model, bare, data, processor, mirrored, after, batch)
+    seen = data.photo_stamps()
+    if file.record().get("photos") != seen:
+        with file.in_turn():
+            data.check_photos()
+            file.note(photos=seen)
+    return path
+
+
+@torch.inference_mode()
+def encode(
+    file: FeatureFile,
+    model: PixelBertModel,
+    bare: ResNet,
+    data: PreparedDataset,
+    processor: PixelBertImageProcessor,
+    mirrored: bool,
+    after: str | None,
+    batch: int,
+) -> None:
+    """Make a file of features, or go on with it where a killed process left it: to the bit what it would have been."""
     dtype = torch.bfloat16 if best_precision(model.device) == "bf16" else torch.float32  # what is stored is bfloat16
     trunk = trunk_for_inference(bare, dtype)
+    pixels, seen = np.diff(file.starts), data.photo_stamps()
+    # Images of one shape together; each image's place in the file is known beforehand.
+    sizes = [processor.size_for(*size) for size in data.sizes.tolist()]
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i][::-1])
     name = f"encoding {data.name}{' mirrored' if mirrored else ''} once"
-    with Tracker(name, len(order)) as tracker:
-        for start in range(0, len(order), batch):
-            images = order[start : start + batch]
+    with Encoding(file, order) as encoding, Tracker(name, len(order), done=encoding.done) as tracker:
+        photos_seen = None if encoding.done else seen  # those that an earlier process saw may have changed since
+        while encoding.done < len(order):
+            images = order[encoding.done : (encoding.done // batch + 1) * batch]
             photos = [processor.to_tensor(data.load_image(i)) for i in images]
             photos = [photo.flip(-1) for photo in photos] if mirrored else photos
             photos = [photo.to(model.device, dtype) for photo in photos]
             features = by_shape(lambda x: flatten_grid(trunk(x)), photos) if after else grid_features(trunk, photos)
-            for row, image in enumerate(images):
-                values[starts[image] : starts[image + 1]] = features.values[row, : pixels[image]].cpu()
+            encoding.add([features.values[row, : pixels[image]] for row, image in enumerate(images)])
             tracker.advance(len(images))
-    del values
-    aside.replace(path)
-    return path
+        encoding.finish(data=data.name, images=len(order), mirrored=mirrored, after=after, photos=photos_seen)

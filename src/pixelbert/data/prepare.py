@@ -212,9 +212,9 @@ class _Run:
             return
         for image, facts in new:
             assert facts is not None
-            width, height, data = facts.result()
+            width, height, data, sha256 = facts.result()
             path = image.path if self.embed_images else str(self.folder / image.path)
-            self.writer.add_image(image.image_id, path=path, data=data, width=width, height=height)
+            self.writer.add_image(image.image_id, path=path, data=data, width=width, height=height, sha256=sha256)
             file = str(PurePosixPath(image.path))
             self.images[image.image_id] = (file, record.split)
             self.owner[file] = image.image_id
@@ -316,7 +316,7 @@ class _Run:
         raise PixelBertError(f"{complaint}. Nothing was written. All are listed in {report}; the first:\n{first}")
 
 
-_Facts = tuple[int, int, bytes | None]  # width, height, bytes if they are to be embedded
+_Facts = tuple[int, int, bytes | None, str | None]  # width, height, bytes if they are to be embedded, else checksum
 _Photo = tuple[ImageFile, Future[_Facts] | None]
 
 
@@ -326,7 +326,7 @@ def _facts(path: Path, embed: bool) -> _Facts:
         with suppress(OSError, ValueError):  # check_image tells it better
             data = path.read_bytes() if path.is_file() else None
     width, height = check_image(path if data is None else data, str(path))
-    return width, height, data
+    return width, height, data, file_sha256(path) if data is None else None
 
 
 def sentence_problem(text: object) -> tuple[str, str] | None:

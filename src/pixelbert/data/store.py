@@ -1,6 +1,6 @@
 """A prepared data set on disk, and reading it through Hugging Face `datasets`.
 
-    DIR/images-00000.parquet    image_id, path or bytes, width, height (upright, in pixels)
+    DIR/images-00000.parquet    image_id, path or bytes, width, height (upright, in pixels), sha256 of the photo's file
     DIR/{split}-00000.parquet   example_id, image_ids, text, and the columns of the task
     DIR/dataset.json            name, task, version, counts, sources, options, each file's size and checksum;
                                 for question answering also `answers`, the answers that a model chooses from
@@ -18,8 +18,8 @@ An image stands once, however many sentences refer to it. `writer.py` writes thi
 
 import hashlib
 import json
+import os
 import re
-import uuid
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pixelbert.data.derived_file import DerivedFile
 from pixelbert.data.images import ImageError, open_image
 from pixelbert.errors import PixelBertError
 from pixelbert.files import file_sha256
@@ -47,8 +48,10 @@ IMAGE_SCHEMA = pa.schema(
         pa.field("bytes", pa.binary()),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
+        pa.field("sha256", pa.string()),
     ]
 )
+ADDED_LATER = {"sha256"}  # columns that data sets of earlier versions lack
 CAPTIONS, QUESTION_ANSWERING, REASONING = "captions", "question-answering", "reasoning"
 TARGETS: dict[str, list[pa.Field]] = {
     CAPTIONS: [],
@@ -92,7 +95,7 @@ class PreparedDataset:
     Attributes:
         folder: where it lies.
         manifest: what dataset.json says.
-        images: the image table; columns image_id, path, bytes, width, height.
+        images: the image table; columns image_id, path, bytes, width, height, and sha256 where it was recorded.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -161,8 +164,36 @@ class PreparedDataset:
         return np.stack(columns, axis=1).astype(np.int32)
 
     @property
+    def photo_files(self) -> list[str | None]:
+        """The file of each image; None where the table holds its bytes."""
+        paths, held = (self.images.data.column(name) for name in ("path", "bytes"))
+        inside = held.is_valid().to_pylist()
+        return [
+            None if embedded else os.path.normpath(self.folder / path)
+            for path, embedded in zip(paths.to_pylist(), inside, strict=True)
+        ]
+
+    @property
+    def recorded_checksums(self) -> list[str | None] | None:
+        """The SHA-256 of each image's file at preparation; None if an earlier version prepared, which kept none."""
+        if "sha256" not in self.images.data.column_names:
+            return None
+        return self.images.data.column("sha256").to_pylist()
+
+    @property
+    def photo_checksums(self) -> list[str | None]:
+        """The SHA-256 of each image's file, as recorded or of the bytes in the table; None where neither is there."""
+        if (recorded := self.recorded_checksums) is not None:
+            return recorded
+        held = self.images.data.column("bytes")
+        return [hashlib.sha256(data.as_buffer()).hexdigest() if data.is_valid else None for data in held]
+
+    @property
     def image_checksums(self) -> list[str]:
-        """Checksums of the tables that list the images: what their rows stand for, whatever the splits."""
+        """What the images' pixels depend on, whatever the splits: their checksums; where they were not recorded, those
+        of the tables that list the images."""
+        if (recorded := self.recorded_checksums) is not None and None not in recorded:
+            return [str(checksum) for checksum in recorded]
         files = sorted(self.manifest["files"].items())
         return [facts["sha256"] for name, facts in files if name.startswith(f"{IMAGES}-")]
 
@@ -182,18 +213,21 @@ class PreparedDataset:
         """Decodes the image of a row in `images`, RGB and upright.
 
         Raises:
-            ImageError: it is gone, damaged, or not the size it had at preparation.
+            ImageError: it is gone, damaged, or not what it was at preparation.
         """
         record = self.images[row]
         image_id, path = record["image_id"], record["path"]
         name = f"image {image_id} of {self.folder}"
         if record["bytes"] is not None:
-            image = open_image(record["bytes"], name)
+            image, found = open_image(record["bytes"], name), hashlib.sha256(record["bytes"]).hexdigest()
         else:
             try:
                 image = open_image(self.folder / path, f"{name} ({path})")
             except ImageError as error:
                 raise ImageError(f"{error}. If the photos were moved, prepare the data set again") from error
+            found = file_sha256(self.folder / path)
+        if record.get("sha256") not in (None, found):
+            raise ImageError(self._replaced(row))
         recorded = (record["width"], record["height"])
         if image.size != recorded:
             found = "{} x {}".format(*image.size)
@@ -203,6 +237,44 @@ class PreparedDataset:
                 "prepare it again"
             )
         return image
+
+    def _recorded_files(self) -> dict[int, tuple[Path, str]]:
+        """The file and the checksum of each image that is in a file and whose checksum was recorded."""
+        checksums = self.recorded_checksums
+        if checksums is None:
+            return {}
+        pairs = enumerate(zip(self.photo_files, checksums, strict=True))
+        return {row: (Path(file), checksum) for row, (file, checksum) in pairs if file and checksum}
+
+    def photo_stamps(self) -> str | None:
+        """What changes when the file of a photo does, without reading it; None if no file has a checksum on record."""
+        files = self._recorded_files()
+        digest = hashlib.sha256()
+        for file, _ in files.values():
+            try:
+                status = file.stat()
+                digest.update(f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
+            except OSError:
+                digest.update(b"gone\n")
+        return digest.hexdigest() if files else None
+
+    def check_photos(self) -> None:
+        """Checks that the photos' files are those of preparation, where it recorded them and they are still there.
+
+        Raises:
+            ImageError: one was replaced.
+        """
+        for row, (file, checksum) in self._recorded_files().items():
+            if file.is_file() and file_sha256(file) != checksum:
+                raise ImageError(self._replaced(row))
+
+    def _replaced(self, row: int) -> str:
+        record = self.images[row]
+        held = record["path"] if record["bytes"] is None else "its bytes in the table"
+        return (
+            f"image {record['image_id']} of {self.folder} ({held}) was replaced since the data set was prepared: what "
+            "is said of it may not be true of it any more. Put the former photo back, or prepare the data set again"
+        )
 
     def _table(self, name: str, schema: pa.Schema) -> datasets.Dataset:
         paths = [self.folder / file for file in sorted(self.manifest["files"]) if file.rsplit("-", 1)[0] == name]
@@ -262,6 +334,8 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
 def _check_columns(path: Path, schema: pa.Schema) -> None:
     found = pq.read_schema(path)
     for field in schema:
+        if field.name in ADDED_LATER - set(found.names):
+            continue
         if field.name not in found.names:
             raise PixelBertError(f"{path} lacks the column {field.name!r}: prepare the data set again")
         if found.field(field.name).type != field.type:
@@ -295,31 +369,38 @@ def _check_rows(path: Path, rows: pa.RecordBatch, schema: pa.Schema) -> None:
 def _arrow_copy(name: str, paths: list[Path], checksums: list[str], schema: pa.Schema) -> Path:
     """The Arrow form of parquet files in the cache, made if need be. Safe with many processes at once.
 
-    What is made is checked first, once: later nobody looks at each row.
+    What is made is checked first, once: later nobody looks at each row. A copy that is damaged is made again.
     """
     key = hashlib.sha256()
     for path, checksum in zip(paths, checksums, strict=True):
         # The time as well, for a file that somebody changed without a new dataset.json.
         key.update(f"{checksum} {path.stat().st_mtime_ns}\n".encode())
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "pixelbert"
-    arrow = cache / f"{name}-{key.hexdigest()[:24]}.arrow"
-    if not arrow.exists():
+    arrow = DerivedFile(cache / f"{name}-{key.hexdigest()[:24]}.arrow")
+    if not arrow.is_known():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = arrow.with_suffix(f".{uuid.uuid4().hex}.partial")
-        try:
-            written = pq.read_schema(paths[0]).remove_metadata()
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, written) as stream:
-                for path, checksum in zip(paths, checksums, strict=True):
-                    if file_sha256(path) != checksum:
-                        raise PixelBertError(f"{path} is not as it was written: copy the whole folder again")
-                    most = UNPACKED * path.stat().st_size + (64 << 20)
-                    for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_ONCE):
-                        most -= batch.nbytes
-                        if most < 0:
-                            raise PixelBertError(f"{path} unpacks to more than {UNPACKED} times its size: leave it out")
-                        _check_rows(path, batch, schema)
-                        stream.write_batch(batch.cast(written))
-            partial.replace(arrow)
-        finally:
-            partial.unlink(missing_ok=True)
-    return arrow
+        with arrow.in_turn():
+            if not arrow.is_known() and not arrow.is_as_recorded():
+                _write_arrow(arrow, paths, checksums, schema)
+    return arrow.path
+
+
+def _write_arrow(arrow: DerivedFile, paths: list[Path], checksums: list[str], schema: pa.Schema) -> None:
+    partial = arrow.beside(".partial")
+    try:
+        written = pq.read_schema(paths[0]).remove_metadata()
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, written) as stream:
+            for path, checksum in zip(paths, checksums, strict=True):
+                if file_sha256(path) != checksum:
+                    raise PixelBertError(f"{path} is not as it was written: copy the whole folder again")
+                most = UNPACKED * path.stat().st_size + (64 << 20)
+                for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_ONCE):
+                    most -= batch.nbytes
+                    if most < 0:
+                        raise PixelBertError(f"{path} unpacks to more than {UNPACKED} times its size: leave it out")
+                    _check_rows(path, batch, schema)
+                    stream.write_batch(batch.cast(written))
+        arrow.vouch(partial)
+        partial.replace(arrow.path)
+    finally:
+        partial.unlink(missing_ok=True)

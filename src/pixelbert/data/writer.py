@@ -1,5 +1,6 @@
 """Writing a prepared data set: whole or not at all. The form on disk is described in `store.py`."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -124,10 +125,20 @@ class DatasetWriter:
         return self
 
     def add_image(
-        self, image_id: str, *, path: str | None = None, data: bytes | None = None, width: int, height: int
+        self,
+        image_id: str,
+        *,
+        path: str | None = None,
+        data: bytes | None = None,
+        width: int,
+        height: int,
+        sha256: str | None = None,
     ) -> None:
-        """Adds one image: its absolute path, or its bytes (then the path is only a name)."""
-        row = {"image_id": image_id, "path": path, "bytes": data, "width": width, "height": height}
+        """Adds one image: its absolute path and what its file's checksum is, or its bytes (then the path is only a
+        name)."""
+        if data is not None:
+            sha256 = hashlib.sha256(data).hexdigest()
+        row = {"image_id": image_id, "path": path, "bytes": data, "width": width, "height": height, "sha256": sha256}
         self._images.add(row, len(data or b""))
 
     def add_example(self, split: str, example_id: str, image_ids: list[str], text: str, **targets: Any) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 BLOCK = 1 << 22  # scores in memory at once
 
 
-def recall_at_k(scores: np.ndarray, caption_image: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+def recall_at_k(
+    scores: np.ndarray, caption_image: np.ndarray, ks: Sequence[int] = (1, 5, 10), *, photo: np.ndarray | None = None
+) -> dict[str, float]:
     """Recall of text-to-image and image-to-text retrieval.
 
     A query is answered at k if one of its right items is among the k best. A right item's place counts all wrong items
@@ -18,6 +20,8 @@ def recall_at_k(scores: np.ndarray, caption_image: np.ndarray, ks: Sequence[int]
     Args:
         scores: (images, captions), higher is better. It is read a block at a time, so it may be mapped from disk.
         caption_image: (captions,) the row of each caption's own image; every image has at least one caption.
+        photo: (images,) a number for each, the same where two are the same photo: such stand in the ranking as one,
+            whose captions are those of both. All are different if None.
 
     Returns:
         text_to_image_r1, ..., image_to_text_r1, ... in [0, 1].
@@ -26,6 +30,8 @@ def recall_at_k(scores: np.ndarray, caption_image: np.ndarray, ks: Sequence[int]
         ValueError: shapes that do not fit, NaN, an image without captions.
     """
     check(scores, caption_image)
+    if photo is not None:
+        scores, caption_image = each_photo_once(scores, caption_image, photo)
     own = np.asarray(scores[caption_image, np.arange(scores.shape[1])])  # (captions,) of each with its own image
     refuse_nan(own)
     best = np.full(scores.shape[0], own.min(), dtype=own.dtype)  # (images,) of each with its best own caption
@@ -45,7 +51,12 @@ def recall_at_k(scores: np.ndarray, caption_image: np.ndarray, ks: Sequence[int]
 
 
 def fold_recall(
-    scores: np.ndarray, caption_image: np.ndarray, folds: int = 5, ks: Sequence[int] = (1, 5, 10)
+    scores: np.ndarray,
+    caption_image: np.ndarray,
+    folds: int = 5,
+    ks: Sequence[int] = (1, 5, 10),
+    *,
+    photo: np.ndarray | None = None,
 ) -> dict[str, float]:
     """The mean of the recalls within equal folds: COCO's "1K test" is five folds of its 5,000 test images.
 
@@ -55,6 +66,7 @@ def fold_recall(
         scores: (images, captions), as in `recall_at_k`.
         caption_image: (captions,) the row of each caption's own image.
         folds: how many; the images must divide into them.
+        photo: (images,) as in `recall_at_k`.
 
     Returns:
         As `recall_at_k`.
@@ -69,7 +81,9 @@ def fold_recall(
     results = []
     for start in range(0, scores.shape[0], size):
         captions = np.flatnonzero((caption_image >= start) & (caption_image < start + size))
-        results.append(recall_at_k(scores[start : start + size, captions], caption_image[captions] - start, ks))
+        rows = slice(start, start + size)
+        alike = None if photo is None else photo[rows]
+        results.append(recall_at_k(scores[rows, captions], caption_image[captions] - start, ks, photo=alike))
     return {name: sum(result[name] for result in results) / folds for name in results[0]}
 
 
@@ -109,6 +123,12 @@ def shortlist_recall(
     np.put_along_axis(place, order, np.arange(order.shape[1])[None], axis=1)
     of_best = np.take_along_axis(place, best, axis=1)
     return {size: {k: float((of_best[:, :k] < size).mean()) for k in ks} for size in sizes}
+
+
+def each_photo_once(scores: np.ndarray, caption_image: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and `caption_image` with the first row alone of those that are one photo."""
+    _, first, row = np.unique(photo, return_index=True, return_inverse=True)
+    return (scores, caption_image) if len(first) == len(photo) else (scores[first], row[caption_image])
 
 
 def check(scores: np.ndarray, caption_image: np.ndarray) -> None:

@@ -124,22 +124,23 @@ class TwoTowerHead(nn.Module):
         x = x + self.image_out(self.dropout(self.activation(self.image_dense(x))))
         return F.normalize(self.image(x).float(), dim=-1)
 
-    def rivals(self, text: Tensor, image: Tensor, image_index: Tensor, group: int) -> Tensor:
-        """What each sentence of a group scores with the image of each; other sentences of one image are no rivals.
+    def rivals(self, text: Tensor, image: Tensor, image_index: Tensor, photo: Tensor, group: int) -> Tensor:
+        """What each sentence of a group scores with the image of each; other sentences of one photo are no rivals.
 
         Args:
             text: (P, E) vectors of sentences, group after group of `group` each.
             image: (I, E) vectors of images.
             image_index: (P,) the image of each sentence.
+            photo: (P,) the photo of each sentence, of which several images may be views: as it is, and mirrored.
 
         Returns:
-            (groups, texts, images) logits, minus infinity for another sentence of the same image.
+            (groups, texts, images) logits, minus infinity for another sentence of the same photo.
         """
-        own = image_index.view(-1, group)
+        own, photo = image_index.view(-1, group), photo.view(-1, group)
         with torch.autocast(own.device.type, enabled=False):  # rounded products would tie
             logits = self.scale() * text.view(-1, group, text.shape[1]) @ image[own].transpose(1, 2)
-        same_image = (own[:, :, None] == own[:, None, :]) & ~torch.eye(group, dtype=torch.bool, device=own.device)
-        return logits.masked_fill(same_image, -torch.inf)
+        same_photo = (photo[:, :, None] == photo[:, None, :]) & ~torch.eye(group, dtype=torch.bool, device=own.device)
+        return logits.masked_fill(same_photo, -torch.inf)
 
     @staticmethod
     def contrast(logits: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class Contrast(NamedTuple):
         input_ids: (P, L) tokens, nothing masked.
         attention_mask: (P, L).
         image_index: (P,) the image of each sentence.
+        photo: (P,) a number for the photo that it is of. An image that is mirrored, or stands twice, is another image
+            and the same photo.
         group: sentences in a group.
         wrong, order: of hard negatives, which take the place of the mismatched pairs' sentences, see
             `assign_hard_negatives`; None to leave those as they are.
@@ -70,6 +72,7 @@ class Contrast(NamedTuple):
     input_ids: Tensor
     attention_mask: Tensor
     image_index: Tensor
+    photo: Tensor
     group: int
     wrong: Tensor | None = None
     order: Tensor | None = None
@@ -222,7 +225,7 @@ class PixelBertModel(PixelBertPreTrainedModel):
         if features is None:
             raise ValueError("contrast needs images")
         texts = self.embed_texts(given.input_ids, given.attention_mask)
-        return self._towers().rivals(texts, self.embed_images(features), given.image_index, given.group)
+        return self._towers().rivals(texts, self.embed_images(features), given.image_index, given.photo, given.group)
 
     def contrast(self, rivals: Tensor) -> Tensor:
         """The two-tower head's loss, of what `rivals` gave, summed over sentences."""

@@ -196,10 +196,9 @@ class PretrainingData(StepData[Pair]):
     """The batches of pre-training; see `StepData`."""
 
     task: Pretraining = field(default_factory=Pretraining)
-    _sentences: dict[int, list[int]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self._sentences = self.corpus.examples_of_images()
+        self.corpus.own_texts(0)  # collected here, once, and not by each process that loads data
         n = self.rows_together
         if (self.order.size * self.rows_per_example) % n or self.micro_batch % n:
             raise PixelBertError(
@@ -241,7 +240,7 @@ class PretrainingData(StepData[Pair]):
     def _sentence_for(self, example: int, role: int, rng: np.random.Generator) -> int:
         if role == 0:
             return example
-        own = self._own_texts(example)
+        own = self.corpus.own_texts(example)
         same_split = self.task.mismatched_from_same_split
         return mismatched_example(self.corpus, example, own, rng, same_split=same_split)
 
@@ -282,25 +281,22 @@ class PretrainingData(StepData[Pair]):
         """The matched sentences as they are, for the two-tower head."""
         matched = [i for i, pair in enumerate(rows) if pair.matched]
         text = text_inputs([rows[i].whole for i in matched], self.processor.tokenizer.pad_token_id)
-        negatives = self._negatives([rows[i] for i in matched]) if self.task.hard_negatives else (None, None)
-        return Contrast(text["input_ids"], text["attention_mask"], image_index[matched], self.task.contrast, *negatives)
+        negatives = self._negatives([rows[i] for i in matched]) if self.task.hard_negatives else {}
+        photo = torch.from_numpy(self.corpus.photo_of[[rows[i].example for i in matched]])
+        return Contrast(**text, image_index=image_index[matched], photo=photo, group=self.task.contrast, **negatives)
 
-    def _negatives(self, rows: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    def _negatives(self, rows: Sequence[Pair]) -> dict[str, Tensor]:
         """`wrong` and `order` of `assign_hard_negatives`: what reads as one of the image's sentences is not wrong, and
         the order is that of a number drawn for each pair."""
         texts = [self.corpus.text(row.example) for row in rows]
-        own = [self._own_texts(row.example) for row in rows]
+        own = [self.corpus.own_texts(row.example) for row in rows]
         n = self.task.contrast
         wrong = [
             [[texts[t] not in own[i] for i in range(first, first + n)] for t in range(first, first + n)]
             for first in range(0, len(rows), n)
         ]
         drawn = torch.tensor([row.priority for row in rows])
-        return torch.tensor(wrong), drawn.view(-1, n).argsort(1)
-
-    def _own_texts(self, example: int) -> set[str]:
-        """What is said of an example's image."""
-        return {self.corpus.text(e) for e in self._sentences[int(self.corpus.image_of[example])]}
+        return {"wrong": torch.tensor(wrong), "order": drawn.view(-1, n).argsort(1)}
 
     def _pixel_index(self, rows: Sequence[Pair]) -> Tensor:
         """(P, k): each pair's sampled pixels; an image with fewer keeps all, then -1."""

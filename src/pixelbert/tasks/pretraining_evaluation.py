@@ -136,12 +136,11 @@ def _matching_and_masking(
 ) -> dict[str, float | int]:
     corpus = photos.corpus
     chosen = range(len(corpus))[:limit]
-    own = {image: {corpus.text(e) for e in es} for image, es in corpus.examples_of_images().items()}
     tokens: dict[int, list[int]] = {}
     others, masks = [], []
     for example in chosen:
         rng = keyed_rng(seed, example)
-        other = mismatched_example(corpus, example, own[int(corpus.image_of[example])], rng)
+        other = mismatched_example(corpus, example, corpus.own_texts(example), rng)
         for e in (example, other):
             if e not in tokens:
                 tokens[e] = processor.tokenizer(corpus.text(e), truncation=True, max_length=processor.max_length)[
@@ -209,5 +208,5 @@ def _retrieval(
     features = encode_images(model, photos, list(groups), show=show)
     pairs = [Sentence(ids, image) for ids in tokens for image in range(len(groups))]
     scores = run_pairs(model, features, pairs, "all pairs", show=show)[0].reshape(len(captions), len(groups)).T
-    recall = recall_at_k(scores, caption_image)
+    recall = recall_at_k(scores, caption_image, photo=corpus.photos[list(groups)])
     return {"retrieval_images": len(groups), "retrieval_captions": len(captions)} | recall

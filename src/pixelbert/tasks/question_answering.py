@@ -109,7 +109,7 @@ class QuestionAnswering(Task):
         """Accuracy, and with photos shuffled."""
         chosen = range(len(photos.corpus))[:examples]
         answer = partial(answer_questions, model, processor, photos, chosen, precision=precision, show=False)
-        other = shuffled_images(photos.corpus.images_of, chosen)
+        other = shuffled_images(photos.corpus, chosen)
         found = measure_answers(photos.corpus, dict(answer()), shuffled=dict(answer(images_of=other)))
         return {"examples": len(chosen)} | found
 

@@ -63,7 +63,7 @@ class Reasoning(Task):
         result: dict[str, float] = {"examples": len(chosen)}
         for name, images_of in (
             ("accuracy", None),
-            ("accuracy_shuffled", shuffled_images(photos.corpus.images_of, chosen)),
+            ("accuracy_shuffled", shuffled_images(photos.corpus, chosen)),
         ):
             result[name] = float(np.mean([true == labels[e] for e, true in judge(images_of=images_of)]))
         return result

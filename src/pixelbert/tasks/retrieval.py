@@ -91,7 +91,7 @@ class Retrieval(Task):
         images = [int(photos.corpus.image_of[e]) for e in chosen]
         scores = np.full((len(chosen), len(images)), np.nan, dtype=np.float32)
         score_all_pairs(model, processor, photos, chosen, images, scores, precision=precision, show=False)
-        found = {"images": len(images)} | recall_at_k(scores.T, np.arange(len(chosen)))
+        found = {"images": len(images)} | all_pairs_recall(photos.corpus, chosen, images, scores)
         if self.towers:
             found |= tower_recall(model, processor, photos, images=len(images), precision=precision)
         return found
@@ -128,10 +128,9 @@ class RankingData(StepData[Group]):
     """The batches of retrieval; see `StepData`."""
 
     task: Retrieval = field(default_factory=Retrieval)
-    _sentences: dict[int, list[int]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self._sentences = self.corpus.examples_of_images()
+        self.corpus.own_texts(0)  # collected here, once, and not by each process that loads data
 
     @property
     def pairs_per_row(self) -> int:  # type: ignore[override]
@@ -152,7 +151,7 @@ class RankingData(StepData[Group]):
     def _candidates(self, draw: Draw) -> list[int]:
         """The right sentence, then wrong ones, no sentence twice."""
         rng = keyed_rng(self.order.seed, *draw)
-        taken = {self.corpus.text(e) for e in self._sentences[int(self.corpus.image_of[draw.example])]}
+        taken = self.corpus.own_texts(draw.example)
         candidates = [draw.example]
         for _ in range(self.task.wrong):
             candidates.append(mismatched_example(self.corpus, draw.example, taken, rng))
@@ -246,4 +245,5 @@ def all_pairs_recall(
 ) -> dict[str, float]:
     """Recall at 1, 5, 10 both ways from (captions, images) scores; see `recall_at_k`."""
     column = {image: i for i, image in enumerate(images)}
-    return recall_at_k(scores.T, np.array([column[int(corpus.image_of[e])] for e in captions]))
+    owner = np.array([column[int(corpus.image_of[e])] for e in captions])
+    return recall_at_k(scores.T, owner, photo=corpus.photos[images])

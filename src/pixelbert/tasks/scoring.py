@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import View
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
@@ -120,16 +121,17 @@ def pieces(examples: Sequence[int], images_of: np.ndarray, images: int) -> Itera
         yield piece
 
 
-def shuffled_images(images_of: np.ndarray, examples: Sequence[int], seed: int = 0) -> np.ndarray:
-    """(N, n) each example with the images of an example of other images, drawn without replacement over the images.
+def shuffled_images(corpus: Corpus, examples: Sequence[int], seed: int = 0) -> np.ndarray:
+    """(N, n) each example with the photos of an example of other photos, drawn without replacement over the photos.
 
-    The images of these examples are put in a random circle, and each image's sentences get the next image.
+    The photos of these examples are put in a random circle, and each photo's sentences get the next photo.
     """
     rng = np.random.default_rng(seed)
-    groups = np.unique(images_of[np.asarray(examples)], axis=0)
+    photos_of = corpus.photos[corpus.images_of]
+    groups = np.unique(photos_of[np.asarray(examples)], axis=0)
     circle = rng.permutation(len(groups))
     following = {tuple(groups[a]): groups[b] for a, b in zip(circle, np.roll(circle, -1), strict=True)}
-    result = images_of.copy()
+    result = corpus.images_of.copy()
     for example in examples:
-        result[example] = following[tuple(images_of[example])]
+        result[example] = following[tuple(photos_of[example])]
     return result

@@ -57,11 +57,11 @@ def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 def mismatched_example(
     corpus: Corpus, example: int, own: set[str], rng: np.random.Generator, *, same_split: bool = False
 ) -> int:
-    """An example of another image, drawn evenly, whose sentence is none of `own` (this image's sentences)."""
+    """An example of another photo, drawn evenly, whose sentence is none of `own` (this photo's sentences)."""
     among = corpus.same_split(example) if same_split else range(len(corpus))
     for _ in range(1000):
         other = int(rng.integers(among.start, among.stop))
-        if corpus.image_of[other] != corpus.image_of[example] and corpus.text(other) not in own:
+        if corpus.photo_of[other] != corpus.photo_of[example] and corpus.text(other) not in own:
             return other
     raise PixelBertError(
         f"{', '.join(corpus.sources)}: no sentence of another image was found for example "

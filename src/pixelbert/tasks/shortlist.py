@@ -71,7 +71,7 @@ def tower_recall(
     groups = photos.corpus.examples_of_images(images)
     captions = [examples[0] for examples in groups.values()]
     scores = tower_scores(model, processor, photos, captions, list(groups), precision=precision)
-    found = recall_at_k(scores.T, np.arange(len(captions)))
+    found = recall_at_k(scores.T, np.arange(len(captions)), photo=photos.corpus.photos[list(groups)])
     return {"tower_images": len(groups)} | {f"tower_{name}": value for name, value in found.items()}
 
 
