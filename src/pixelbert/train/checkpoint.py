@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -320,7 +321,10 @@ def is_best(output: Path, name: str, row: dict[str, float]) -> bool:
     """
     if name not in row:
         raise PixelBertError(f"keep_best is {name!r}; the validation split is measured by {', '.join(row)}")
+    if not math.isfinite(row[name]):
+        return False
     before = [value for row in logged(output / "validation.jsonl") if isinstance(value := row.get(name), int | float)]
+    before = [value for value in before if math.isfinite(value)]
     sign = -1 if name.endswith("_loss") else 1
     return not before or sign * row[name] > max(sign * value for value in before)
 
