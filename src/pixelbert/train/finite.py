@@ -110,10 +110,12 @@ class Soundness:
     def advice(self) -> str:
         """From where one can go on, and what to change."""
         newest, best = self.newest(), self.saver.output / "best"
-        said = f"{newest} is good, and the same command goes on from it" if newest else "No checkpoint was saved yet"
+        said = "No checkpoint was saved yet; "
+        if newest:
+            said = f"{newest} is good, and the same command goes on from it. If that comes to the same point, "
         said += (
-            ". If that comes to the same point, the cause is in recipe or data: lower the learning rates, or set "
-            "optimizer.clip, and begin again with another --output"
+            "the cause is in recipe or data: lower the learning rates, or set optimizer.clip, and begin again with "
+            "another --output"
         )
         return said + (f"; --model.checkpoint {best} starts from the best model so far" if best.exists() else "")
 

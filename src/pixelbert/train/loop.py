@@ -279,9 +279,11 @@ def examples_in_step(recipe: Recipe, corpus: Corpus, processes: int) -> int:
     task = recipe.task
     examples = recipe.batch_size // task.counts_per_example
     if examples > len(corpus):
+        most = len(corpus) * task.counts_per_example // task.indivisible * task.indivisible
         raise PixelBertError(
             f"batch_size {recipe.batch_size:,} asks for {examples:,} examples a step, and the training data has "
-            f"{len(corpus):,}; expected at most {len(corpus) * task.counts_per_example:,}"
+            f"{len(corpus):,}: "
+            + (f"expected at most {most:,}" if most else f"too few for a group of task.contrast {task.indivisible:,}")
         )
     parts = recipe.batch_size // task.indivisible
     if parts < processes:
