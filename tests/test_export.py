@@ -204,11 +204,11 @@ def test_one_that_was_killed_is_done_again(checkpoint: Path, tmp_path: Path) -> 
         assert process.poll() is None
         time.sleep(0.01)
     with pytest.raises(PixelBertError, match="another export is writing"):
-        export(str(checkpoint), tmp_path / "out")
+        export.export(str(checkpoint), tmp_path / "out")
     process.kill()
     process.communicate()
     assert not (tmp_path / "out").exists()
-    export(str(checkpoint), tmp_path / "out")
+    export.export(str(checkpoint), tmp_path / "out")
     assert (tmp_path / "out" / "pairs.onnx").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -220,14 +220,14 @@ def test_a_model_of_nan(checkpoint: Path, tmp_path: Path) -> None:
     weights["pixelbert.pixel_embedding.semantic"][0] = torch.nan
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(PixelBertError, match=r"pixel_embedding\.semantic is not finite"):
-        export(str(tmp_path / "spoilt"), tmp_path / "out")
+        export.export(str(tmp_path / "spoilt"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["spoilt"]
 
 
 def test_into_the_folder_that_one_is_in(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PixelBertError, match="is the folder that you are in"):
-        export(str(checkpoint), Path())
+        export.export(str(checkpoint), Path())
 
 
 def test_without_the_extra_it_says_what_to_install(
