@@ -64,14 +64,15 @@ class Soundness:
 
         All processes take part and find the same. A device is waited for once.
         """
-        state = self._state()
-        spoilt = not math.isfinite(float(get_total_norm(list(state.values()), math.inf)))
+        state, name = self._state(), None
+        # One pass over all memory and one wait. A sum of squares may overflow where every number is sound: then look.
+        if not math.isfinite(float(get_total_norm(list(state.values())))):
+            name = next((name for name, t in state.items() if not torch.isfinite(t).all()), None)
         if self.accelerator.num_processes > 1:
-            flag = torch.tensor(float(spoilt), device=self.accelerator.device)
-            spoilt = bool(self.accelerator.reduce(flag, "sum") > 0)
-        if not spoilt:
-            return None
-        return next((name for name, t in state.items() if not torch.isfinite(t).all()), "a weight of another process")
+            spoilt = torch.tensor(float(name is not None), device=self.accelerator.device)
+            if float(self.accelerator.reduce(spoilt, "sum")) > 0:
+                return name or "a weight of another process"
+        return name
 
     def _state(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
