@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pixelbert import (
     PixelBert,
@@ -192,6 +195,39 @@ def test_a_folder_that_holds_something_is_left_alone(checkpoint: Path, tmp_path:
     with pytest.raises(PixelBertError, match="is not empty"):
         export.export(str(checkpoint), tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_one_that_was_killed_is_done_again(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pixelbert", "export", "--checkpoint", str(checkpoint), "--out"]
+    process = subprocess.Popen([*command, str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out.partial").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    with pytest.raises(PixelBertError, match="another export is writing"):
+        export.export(str(checkpoint), tmp_path / "out")
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "out").exists()
+    export.export(str(checkpoint), tmp_path / "out")
+    assert (tmp_path / "out" / "pairs.onnx").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_model_of_nan(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "spoilt")
+    file = tmp_path / "spoilt" / "model.safetensors"
+    weights = load_file(file)
+    weights["pixelbert.pixel_embedding.semantic"][0] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(PixelBertError, match=r"pixel_embedding\.semantic is not finite"):
+        export.export(str(tmp_path / "spoilt"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["spoilt"]
+
+
+def test_into_the_folder_that_one_is_in(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PixelBertError, match="is the folder that you are in"):
+        export.export(str(checkpoint), Path())
 
 
 def test_without_the_extra_it_says_what_to_install(

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -34,10 +35,13 @@ from pixelbert import PixelBertError, PixelBertForPreTraining, cli, files
 from pixelbert.data.prepare import prepare
 from pixelbert.data.sources.folder import Folder
 from pixelbert.tasks.pretraining import Pretraining
+from pixelbert.tasks.retrieval import Retrieval
 from pixelbert.train import checkpoint
 from pixelbert.train.checkpoint import Progress, Saver, checkpoints, damage
 from pixelbert.train.logs import is_best
+from pixelbert.train.loop import examples_in_step
 from pixelbert.train.processes import OWN_STORE, deaths_told, doubtful_restarts
+from pixelbert.train.recipe import Recipe
 from pixelbert.train.run_folder import claimed
 
 RECIPE: dict[str, Any] = {
@@ -258,6 +262,37 @@ class TestProcesses:
         with pytest.raises(RuntimeError, match="shapes"), deaths_told():
             raise RuntimeError("shapes")
 
+    def test_one_alone_of_several_that_were_asked_for(self, tmp_path: Path) -> None:
+        file = tmp_path / "told.py"
+        file.write_text("from pixelbert.train.processes import started_alone\nprint('told:', started_alone())")
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes"]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MASTER_", "ACCELERATE_"))}
+        for asked, said in (("3", "asked for 3 processes and has started this one alone"), ("1", "told: None")):
+            done = subprocess.run([*launch, asked, str(file)], capture_output=True, text=True, env=environment)
+            assert said in done.stdout
+            assert ("torchrun --nproc-per-node 3" in done.stdout) == (asked == "3")
+
+    @pytest.mark.parametrize(
+        ("task", "batch_size", "processes", "said"),
+        [
+            (Pretraining(), 8, 8, None),  # a pair each, matched or not
+            (Pretraining(), 8, 9, "makes 8 parts of 1, too few for 9 processes: start 8, or raise it to 9"),
+            (Pretraining(contrast=4), 16, 2, None),
+            (Pretraining(contrast=4), 16, 3, "makes 2 parts of 8, too few for 3 processes: start 2, or raise it to 24"),
+            (Retrieval(), 41, 1, "asks for 41 examples a step, and the training data has 40: expected at most 40"),
+            (Pretraining(contrast=12), 96, 1, "asks for 48 examples a step, .* expected at most 72"),
+            (Pretraining(contrast=48), 96, 1, "too few for a group of task.contrast"),
+        ],
+    )
+    def test_each_has_a_part_of_a_step(self, task: Any, batch_size: int, processes: int, said: str | None) -> None:
+        recipe = Recipe(task=task, batch_size=batch_size)
+        examples = partial(examples_in_step, recipe, range(40), processes)  # type: ignore[arg-type]
+        if said is None:
+            assert examples() == batch_size // task.counts_per_example
+            return
+        with pytest.raises(PixelBertError, match=said):
+            examples()
+
     def test_torchruns_restarts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(OWN_STORE, raising=False)
         assert doubtful_restarts() is None
@@ -370,7 +405,7 @@ def test_too_many_of_them_stop_the_run(
         train(output, skip_limit=3)
     said = " ".join(capsys.readouterr().err.split())
     assert "number 4 of such steps" in said
-    assert "step-00000008 is good" in said
+    assert "step-00000004 is good" in said  # not step 8, which was left out
     assert damage(checkpoints(output)[-1]) is None
 
 

@@ -113,7 +113,10 @@ def evaluate_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
 
 def evaluate_command(args: Namespace) -> None:
     from pixelbert.evaluate import evaluate
+    from pixelbert.train.processes import started_alone
 
+    if advice := started_alone():
+        print(advice, file=sys.stderr)
     evaluate(**vars(args))
 
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.errors import PixelBertError
-from pixelbert.files import write_json
+from pixelbert.files import exclusive, publish, write_json
 from pixelbert.loading import load_checkpoint
 from pixelbert.model.fine_tuning import (
     PixelBertForImageAndTextRetrieval,
@@ -302,34 +302,49 @@ def export(checkpoint: str, out: Path, format: Literal["onnx"] = "onnx") -> dict
     if missing:
         raise PixelBertError(f"export needs the extra [onnx] of pixelbert: pip install {' '.join(missing)}")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PixelBertError(f"{out} is not empty: choose another --out, or remove it")
+    target = out.absolute()
+    if not target.name or target.resolve() == Path.cwd():
+        raise PixelBertError(f"{out} is the folder that you are in, which cannot be replaced: name a new one inside it")
+    lock, aside = (target.with_name(target.name + end) for end in (".lock", ".partial"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(lock, f"another export is writing {out}: wait for it, or choose another --out"):
+        try:
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise PixelBertError(f"{out} is not empty: choose another --out, or remove it")
+            shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+            aside.mkdir()
+            worst = write_export(checkpoint, aside)
+            if target.exists():
+                target.rmdir()
+            publish(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+    console.print(f"written to {out}")
+    return worst
+
+
+def write_export(checkpoint: str, folder: Path) -> dict[str, float]:
+    """Write what `export` writes into an empty folder, and check it; see there."""
     model, processor, _ = load_checkpoint(checkpoint, "cpu")
     model = model.float().eval()
-    aside = out.with_name(out.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        graphs = [image_graph(model, aside), pair_graph(model, aside)]
-        for graph in graphs:
-            write_graph(graph, model.config)
-        worst = largest_differences(model, aside)
-        console.print(
-            f"largest difference from PyTorch: pixel embeddings {worst['pixel_embeddings']:.1e}, "
-            f"scores {worst['scores']:.1e}"
+    for name, values in model.state_dict().items():
+        if not torch.isfinite(values).all():
+            raise PixelBertError(f"{checkpoint}: {name} is not finite, so there is no model to export: train it again")
+    graphs = [image_graph(model, folder), pair_graph(model, folder)]
+    for graph in graphs:
+        write_graph(graph, model.config)
+    worst = largest_differences(model, folder)
+    console.print(
+        f"largest difference from PyTorch: pixel embeddings {worst['pixel_embeddings']:.1e}, "
+        f"scores {worst['scores']:.1e}"
+    )
+    if max(worst.values()) > TOLERANCE:
+        raise PixelBertError(
+            f"{checkpoint}: ONNX Runtime's results differ from PyTorch's by {max(worst.values()):.1e}, more than "
+            f"{TOLERANCE:.0e}, so nothing was written. Try the versions of torch, onnxscript and onnxruntime that "
+            "constraints.txt names"
         )
-        if max(worst.values()) > TOLERANCE:
-            raise PixelBertError(
-                f"{checkpoint}: ONNX Runtime's results differ from PyTorch's by {max(worst.values()):.1e}, more than "
-                f"{TOLERANCE:.0e}, so nothing was written. Try the versions of torch, onnxscript and onnxruntime that "
-                "constraints.txt names"
-            )
-        processor.save_pretrained(aside)
-        write_json(aside / "export.json", description(model, processor, graphs, worst))
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    console.print(f"written to {out}")
+    processor.save_pretrained(folder)
+    write_json(folder / "export.json", description(model, processor, graphs, worst))
     return worst

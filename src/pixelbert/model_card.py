@@ -66,7 +66,7 @@ def model_card(
         model: one of the four networks with a head.
         processor: its processor.
         learned: the splits it has learned from, as `trained_on.json` lists them.
-        validation: the last row of the run's validation.jsonl; None if it had no validation data.
+        validation: the row of the run's validation.jsonl that is of this model; None if it had no validation data.
         name: of the model, for the title.
     """
     config, kind, images = model.config, KINDS[type(model).__name__.removeprefix("FSDP")], processor.image_processor
@@ -110,7 +110,7 @@ def data_lines(learned: list[dict[str, Any]]) -> list[str]:
 
 
 def metrics_table(validation: Mapping[str, Any] | None) -> str:
-    """All figures of the last validation, controls included."""
+    """All figures of a validation, controls included."""
     figures = {k: v for k, v in (validation or {}).items() if k != "step" and isinstance(v, int | float)}
     if validation is None or not figures:
         return "The run had no validation data, so nothing is known."
@@ -118,7 +118,7 @@ def metrics_table(validation: Mapping[str, Any] | None) -> str:
             for name, value in figures.items()]  # fmt: skip
     return "\n".join(
         [
-            f"The run's last validation, after step {validation['step']:,}. `_blank`, `_shuffled` and `_other_photo` "
+            f"The run's validation after step {validation['step']:,}. `_blank`, `_shuffled` and `_other_photo` "
             "are controls, in which the model does not see the right photo:",
             "",
             "| metric | value |",

@@ -6,12 +6,13 @@ import io
 import json as json_module
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from pixelbert.bounds import ZERO_OR_MORE, bounded
 from pixelbert.errors import PixelBertError
 from pixelbert.files import read_array, read_json, read_text, write_json
 from pixelbert.metrics.nlvr2 import nlvr2_scores, sentence_group
@@ -89,8 +90,13 @@ def score_nlvr2(data: Path, predictions: Path, json: Path | None = None) -> dict
     return result
 
 
+@bounded
 def score_retrieval(
-    scores: Path, image_ids: Path, columns: Path | None = None, folds: int = 0, json: Path | None = None
+    scores: Path,
+    image_ids: Path,
+    columns: Path | None = None,
+    folds: Annotated[int, ZERO_OR_MORE] = 0,
+    json: Path | None = None,
 ) -> dict[str, Any]:
     """Recall at 1, 5 and 10, both ways, from any system's matrix of scores. Ties are broken against the system.
 

@@ -45,7 +45,7 @@ from pixelbert.model.pixels import PixelFeatures
 from pixelbert.predict.pixelbert import PixelBert
 from pixelbert.tasks.pretraining import Pretraining
 from pixelbert.tasks.retrieval import score_all_pairs
-from pixelbert.train.loop import data_loader
+from pixelbert.train.batches import loaded_batches
 
 
 def training(device: torch.device, quick: bool) -> Result:
@@ -224,15 +224,15 @@ def epoch_ends(folder: Path, photos: int) -> Result:
     processor = subjects.processor(geometry)
     data = Pretraining().data(Photos(corpus, processor.image_processor), processor, order, micro_batch=20)
     steps = order.steps(4)
-    batches = iter(data_loader(data, 0, steps, workers=1))
     inside: list[float] = []
     ends: list[float] = []
-    for s in range(steps):
-        started = time.perf_counter()
-        next(batches)
-        if s > 2:  # the loader has started
-            crosses = int(order.epoch_of(s)) != int(order.epoch_of(s - 1))
-            (ends if crosses else inside).append(time.perf_counter() - started)
+    with loaded_batches(data, 0, steps, workers=1) as batches:
+        for s in range(steps):
+            started = time.perf_counter()
+            next(batches)
+            if s > 2:  # the loader has started
+                crosses = int(order.epoch_of(s)) != int(order.epoch_of(s - 1))
+                (ends if crosses else inside).append(time.perf_counter() - started)
     return times({"a batch inside an epoch": inside, "the first batch of an epoch": ends})
 
 

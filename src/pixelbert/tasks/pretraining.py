@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pixelbert.bounds import SHARE, Bound, check_fields
 from pixelbert.data.feature_cache import View
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
@@ -59,42 +60,40 @@ class Pretraining(Task):
     kind: Literal["pretraining"] = "pretraining"
     mlm: bool = True
     itm: bool = True
-    pixels: int | None = 100
-    mask_probability: float = 0.15
+    pixels: Annotated[int, Bound(ge=1, le=1_000_000)] | None = 100
+    mask_probability: Annotated[float, Bound(gt=0, lt=1)] = 0.15
     mlm_on_mismatched: bool = False
     mismatched_from_same_split: bool = False
-    contrast: int = 0
+    contrast: Annotated[int, Bound(ge=0, le=1_000_000)] = 0
     hard_negatives: bool = False
-    tower_size: int = 256
-    joint_share: float = 0.5
+    tower_size: Annotated[int, Bound(ge=1, le=100_000)] = 256
+    joint_share: Annotated[float, SHARE] = 0.5
 
     reads: ClassVar[str] = "captions"
     model_class: ClassVar[type] = PixelBertForPreTraining
 
     def __post_init__(self) -> None:
+        check_fields(self, "task")
         if not (self.mlm or self.itm or self.contrast):
             raise PixelBertError("task: mlm and itm are both false, so there is nothing to learn; turn one on")
-        if self.contrast and (self.contrast < 2 or self.tower_size < 1):
-            raise PixelBertError(
-                f"task.contrast is {self.contrast} and task.tower_size {self.tower_size}; expected 2 or more pairs, or "
-                "0 for none, and a positive width"
-            )
-        self.check_joint_share()
+        if self.contrast == 1:
+            raise PixelBertError("task.contrast is 1; expected a group of 2 or more pairs, or 0 for none")
         other_mismatches = self.mlm_on_mismatched or self.mismatched_from_same_split
         if self.hard_negatives and (not self.contrast or not self.itm or other_mismatches):
             raise PixelBertError(
                 "task.hard_negatives takes mismatched sentences from contrastive groups: it needs task.contrast and "
                 "task.itm, without task.mlm_on_mismatched and task.mismatched_from_same_split"
             )
-        if not 0 < self.mask_probability < 1:
-            raise PixelBertError(f"task.mask_probability is {self.mask_probability}; expected between 0 and 1")
-        if self.pixels is not None and self.pixels < 1:
-            raise PixelBertError(f"task.pixels is {self.pixels}; expected a positive number, or null for all pixels")
 
     @property
     def counts_per_example(self) -> int:
         """An example is one matched pair, and with ITM one mismatched pair beside it."""
         return 2 if self.itm else 1
+
+    @property
+    def indivisible(self) -> int:
+        """A contrastive group; without, one pair."""
+        return self.contrast * self.counts_per_example or 1
 
     def freeze_unused(self, model: PixelBertForPreTraining) -> None:  # type: ignore[override]
         """A head that no loss reaches is not trained; distributed training insists on knowing."""
@@ -214,7 +213,7 @@ class PretrainingData(StepData[Pair]):
     @property
     def rows_together(self) -> int:  # type: ignore[override]
         """The pairs of a contrastive group."""
-        return self.task.contrast * self.rows_per_example or 1
+        return self.task.indivisible
 
     def _plan(self, step: int) -> list[Pair]:
         if not self.task.contrast:

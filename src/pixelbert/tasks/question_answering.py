@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from pixelbert.bounds import SHARE, Bound, check_fields
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import View
 from pixelbert.data.photos import Photos
@@ -45,14 +46,14 @@ class QuestionAnswering(Task):
 
     kind: Literal["question-answering"] = "question-answering"
     towers: bool = False
-    tower_size: int = 256
-    joint_share: float = 0.5
+    tower_size: Annotated[int, Bound(ge=1, le=100_000)] = 256
+    joint_share: Annotated[float, SHARE] = 0.5
 
     reads: ClassVar[str] = "question-answering"
     model_class: ClassVar[type] = PixelBertForQuestionAnswering
 
     def __post_init__(self) -> None:
-        self.check_joint_share()
+        check_fields(self, "task")
 
     @property
     def has_towers(self) -> bool:

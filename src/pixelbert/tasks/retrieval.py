@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from pixelbert.bounds import SHARE, Bound, check_fields
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import View
 from pixelbert.data.photos import Photos
@@ -45,21 +46,21 @@ class Retrieval(Task):
     """
 
     kind: Literal["retrieval"] = "retrieval"
-    wrong: int = 20
-    hardest: int = 5
+    wrong: Annotated[int, Bound(ge=1, le=10_000)] = 20
+    hardest: Annotated[int, Bound(ge=1, le=10_000)] = 5
     towers: bool = False
-    tower_size: int = 256
-    joint_share: float = 0.5
+    tower_size: Annotated[int, Bound(ge=1, le=100_000)] = 256
+    joint_share: Annotated[float, SHARE] = 0.5
 
     reads: ClassVar[str] = "captions"
     model_class: ClassVar[type] = PixelBertForImageAndTextRetrieval
 
     def __post_init__(self) -> None:
-        if not 1 <= self.hardest <= self.wrong:
+        check_fields(self, "task")
+        if self.hardest > self.wrong:
             raise PixelBertError(
-                f"task.hardest is {self.hardest} and task.wrong {self.wrong}; expected 1 <= hardest <= wrong"
+                f"task.hardest is {self.hardest} and task.wrong {self.wrong}; expected no more hardest than wrong ones"
             )
-        self.check_joint_share()
 
     @property
     def has_towers(self) -> bool:

@@ -14,7 +14,6 @@ from pixelbert.data.corpus import Corpus
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.device import Precision
-from pixelbert.errors import PixelBertError
 from pixelbert.tasks.steps import StepBatch, StepData, StepLoss
 
 
@@ -45,6 +44,11 @@ class Task(ABC):
         """How much one example counts in a recipe's `batch_size`."""
         return 1
 
+    @property
+    def indivisible(self) -> int:
+        """Of a recipe's `batch_size`, what one process has to hold."""
+        return 1
+
     def head_config(self, corpus: Corpus) -> dict[str, Any]:
         """Fields of the configuration that the task decides, some by its training data.
 
@@ -53,11 +57,6 @@ class Task(ABC):
         if not self.has_towers:
             return {"tower_size": 0}
         return {"tower_size": self.tower_size, "joint_share": self.joint_share}
-
-    def check_joint_share(self) -> None:
-        """Raises PixelBertError if it is no share."""
-        if not 0 <= self.joint_share <= 1:
-            raise PixelBertError(f"task.joint_share is {self.joint_share}; expected 0 to 1")
 
     def adapt_head(self, model: Any, checkpoint: str) -> None:  # noqa: B027 (most heads have no names in them)
         """Make a head that was loaded from a checkpoint fit the training data, where its size alone doesn't tell."""

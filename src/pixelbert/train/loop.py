@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -24,7 +23,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
-from torch.utils.data import DataLoader
 
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import FeatureCache, build_feature_cache, encode_grey
@@ -39,12 +37,14 @@ from pixelbert.loading import TRAINED_ON, trained_on
 from pixelbert.model.resnet import channels_last
 from pixelbert.model_card import CARD, last_validation, model_card
 from pixelbert.progress import Tracker, console
-from pixelbert.tasks.steps import StepBatch, StepData, batch_keys
+from pixelbert.tasks.steps import StepData
 from pixelbert.train import checkpoint, inputs
+from pixelbert.train.batches import loaded_batches, next_batch
 from pixelbert.train.curves import plot_curves
+from pixelbert.train.finite import Soundness, not_finite
 from pixelbert.train.logs import is_best
 from pixelbert.train.optim import build_optimizers, build_scheduler
-from pixelbert.train.processes import death, deaths_told, doubtful_restarts
+from pixelbert.train.processes import deaths_told, doubtful_restarts, started_alone
 from pixelbert.train.recipe import Recipe
 from pixelbert.train.run_folder import METRICS, TOKENIZER, VALIDATION, claimed, flatten
 from pixelbert.train.setup import build_model, build_processor
@@ -83,7 +83,7 @@ def train(recipe: Recipe) -> Path:
             if main:
                 console.print(f"{output} is finished; its model is in {final}. Choose another --output to train again.")
             return final
-        if main and (advice := doubtful_restarts()):
+        for advice in filter(None, (doubtful_restarts(), started_alone())) if main else ():
             console.print(advice)
         with deaths_told():
             run(recipe, output, accelerator, precision)
@@ -102,12 +102,7 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                 part.require(recipe.task.reads)
         if main:
             inputs.hold(output, inputs.of_recipe(recipe, corpus, validation))
-    if recipe.batch_size < accelerator.num_processes:
-        raise PixelBertError(
-            f"batch_size {recipe.batch_size} leaves some of {accelerator.num_processes} processes without a pair; "
-            "start fewer, or raise it"
-        )
-    examples = recipe.batch_size // recipe.task.counts_per_example
+    examples = examples_in_step(recipe, corpus, accelerator.num_processes)
     order = ExampleOrder(corpus.image_of, examples, recipe.data.sentences_per_image, recipe.seed)
     steps = order.steps(recipe.epochs)
 
@@ -159,7 +154,9 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
         accelerator.num_processes, recipe.micro_batch_size, recipe.data.mirror,
     )  # fmt: skip
     validation_photos = Photos(validation, images, caches[1], recipe.data.blank) if validation else None
-    batches = iter(data_loader(data, progress.step, steps, recipe.data.workers))
+    saver = checkpoint.Saver(accelerator, output, recipe.keep_checkpoints)
+    sound = Soundness(accelerator, bare, optimizers, saver)
+    sound.require_start(progress.step)
     if main:
         describe(data, steps, accelerator, precision, bare, progress.step)
 
@@ -169,9 +166,12 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
     with (
         Tracker("training", steps, done=progress.step, show=main) as tracker,
         StopRequest() as stop,
-        checkpoint.Saver(accelerator, output, recipe.keep_checkpoints) as saver,
+        loaded_batches(data, progress.step, steps, recipe.data.workers) as batches,
+        saver,
     ):
+        to_measure = to_save = False
         for step in range(progress.step, steps):
+            sound.begin_step()
             torch.manual_seed(hash((recipe.seed, step, accelerator.process_index)))  # dropout, the same after a resume
             sums: dict[str, torch.Tensor] = {}
             seen: list[int] = []
@@ -194,13 +194,17 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
             if all(map(math.isfinite, [*totals, float(norm)])):
                 for optimizer in optimizers:
                     optimizer.step()
+                sound.took_step()
                 progress.add(dict(zip(sums, totals, strict=True)), float(norm))
             else:  # every process sees the same sums, so all skip it
+                sound.left_out()
                 progress.skipped += 1
                 said = not_finite(step + 1, sums, totals, float(norm), corpus, seen)
+                if broken := sound.broken():
+                    raise PixelBertError(f"{said} {broken} is not finite since a step before it. {sound.advice()}")
                 if progress.skipped > recipe.skip_limit:
-                    saver.wait()
-                    raise PixelBertError(f"{said} {give_up(progress.skipped, output)}")
+                    count_said = f"It is number {progress.skipped} of such steps (skip_limit)."
+                    raise PixelBertError(f"{said} {count_said} {sound.advice()}")
                 if main:
                     console.print(f"{said} Left out: {progress.skipped} of at most {recipe.skip_limit}.")
             for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
@@ -210,7 +214,12 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
             pairs_since += data.pairs_in_step
 
             last = progress.step == steps
-            if progress.counted and (last or due(progress.step, recipe.log_every)):
+            to_log = progress.counted and (last or due(progress.step, recipe.log_every))
+            to_measure |= validation_photos is not None and (last or due(progress.step, recipe.evaluate_every))
+            to_save |= last or asked_to_stop > 0 or due(progress.step, recipe.checkpoint_every)
+            if to_log or to_measure or to_save:
+                sound.require(progress.step)
+            if to_log:
                 row = {"step": progress.step, "epoch": order.epoch_of(progress.step), **progress.logged()}
                 row["pairs_per_second"] = round(pairs_since / (time.monotonic() - time_since), 2)
                 row["lr"] = rate
@@ -219,39 +228,74 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                     accelerator.log({k: v for k, v in row.items() if k != "step"}, step=progress.step)
                 pairs_since, time_since = 0, time.monotonic()
                 tracker.advance(0, note=f"loss {row['loss']:.4f}")
-            # Measured before it is saved: who goes on from a checkpoint has its measurement behind him.
-            if validation_photos and (last or due(progress.step, recipe.evaluate_every)):
+            # Measured before it is saved: who goes on from a checkpoint has its measurement behind him. Steps that are
+            # left out put both off.
+            if to_measure and validation_photos and not sound.streak:
                 if main or sharded:  # of whose network each process has to give its part
                     with whole(bare, sharded):
                         row = recipe.task.validate(
                             bare, processor, validation_photos, recipe.evaluate_examples, precision
                         )
+                to_measure, row = False, {"step": progress.step, **row}
                 weights = whole_weights(bare) if sharded and recipe.keep_best else None
                 if main:
                     if recipe.keep_best and is_best(output, recipe.keep_best, row):
-                        write_model(bare, processor, learned, output, "best", weights)
-                    append_line(output / VALIDATION, {"step": progress.step, **row})
-                    accelerator.log({f"validation/{k}": v for k, v in row.items()}, step=progress.step)
+                        write_model(bare, processor, learned, output, "best", row, weights)
+                    append_line(output / VALIDATION, row)
+                    accelerator.log({f"validation/{k}": v for k, v in row.items() if k != "step"}, step=progress.step)
                     console.print(f"step {progress.step}: {recipe.task.summary(row)}")
                 accelerator.wait_for_everyone()
-            if last or asked_to_stop or due(progress.step, recipe.checkpoint_every):
+            if to_save and not sound.streak:
                 saver.save(progress)
+                to_save = False
+            if last and sound.streak:
+                raise PixelBertError(
+                    f"the last steps up to {progress.step} were left out, so there is no model to end with. "
+                    f"{sound.advice()}"
+                )
             if asked_to_stop and not last:
+                kept = f"step {progress.step:,} of {steps:,} is saved"
+                if sound.streak:
+                    since = newest.name if (newest := sound.newest()) else "the beginning"
+                    kept = f"the last steps up to {progress.step:,} were left out, so nothing since {since} is saved"
                 saver.wait()
                 raise StoppedError(
-                    f"asked to stop; step {progress.step:,} of {steps:,} is saved. The same command goes on from there",
-                    stop.signal or signal.SIGTERM,
+                    f"asked to stop; {kept}. The same command goes on from there", stop.signal or signal.SIGTERM
                 )
             tracker.advance()
 
     weights = whole_weights(bare) if sharded else None
     if main:
         plot_curves(output)
-        write_model(bare, processor, learned, output, "final", weights)
+        write_model(bare, processor, learned, output, "final", last_validation(output), weights)
         minutes = (time.monotonic() - started) / 60
         console.print(f"finished in {minutes:.1f} minutes; the model is in {output / 'final'}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def examples_in_step(recipe: Recipe, corpus: Corpus, processes: int) -> int:
+    """How many examples `batch_size` comes to.
+
+    Raises:
+        PixelBertError: more than there are, or too few for each process to have some.
+    """
+    task = recipe.task
+    examples = recipe.batch_size // task.counts_per_example
+    if examples > len(corpus):
+        most = len(corpus) * task.counts_per_example // task.indivisible * task.indivisible
+        raise PixelBertError(
+            f"batch_size {recipe.batch_size:,} asks for {examples:,} examples a step, and the training data has "
+            f"{len(corpus):,}: "
+            + (f"expected at most {most:,}" if most else f"too few for a group of task.contrast {task.indivisible:,}")
+        )
+    parts = recipe.batch_size // task.indivisible
+    if parts < processes:
+        raise PixelBertError(
+            f"batch_size {recipe.batch_size:,} makes {parts:,} parts of {task.indivisible:,}, too few for {processes} "
+            f"processes: start {parts}, or raise it to {processes * task.indivisible:,}"
+        )
+    return examples
 
 
 def known_trackers(names: list[str]) -> list[str]:
@@ -269,62 +313,9 @@ def what_it_learned(recipe: Recipe, corpus: Corpus) -> list[dict[str, Any]]:
     return learned + [source for source in corpus.provenance() if source not in learned]
 
 
-def next_batch(batches: Iterator[StepBatch | PixelBertError]) -> StepBatch:
-    """The next one.
-
-    Raises:
-        PixelBertError: a photo or sentence cannot be read, or a process that loads data has died.
-    """
-    try:
-        loaded = next(batches)
-    except (ConnectionError, EOFError) as error:  # it died while it sent a batch
-        raise death(error) from error
-    if isinstance(loaded, PixelBertError):
-        raise loaded
-    return loaded
-
-
-def not_finite(
-    step: int, sums: dict[str, torch.Tensor], totals: list[float], norm: float, corpus: Corpus, seen: list[int]
-) -> str:
-    """Name the step and its examples when a loss or the gradient is infinite or not a number."""
-    losses = ", ".join(f"{name} {total}" for name, total in zip(sums, totals, strict=True))
-    losses += f", gradient norm {norm}"
-    examples = ", ".join(corpus.example_id(e) for e in sorted(set(seen))[:8])
-    return f"step {step}: {losses}. The step was on examples {examples}, ... (on this process)."
-
-
-def give_up(skipped: int, output: Path) -> str:
-    """What to do when steps go wrong again and again."""
-    before = checkpoint.checkpoints(output)
-    kept = f" {before[-1]} is good." if before else ""
-    return (
-        f"It is number {skipped} of such steps (skip_limit).{kept} Lower the learning rates, or set optimizer.clip, "
-        "and start again with another --output."
-    )
-
-
 def due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps (never if 0) happens after this one."""
     return every > 0 and step % every == 0
-
-
-def data_loader(data: StepData, first_step: int, steps: int, workers: int) -> DataLoader:
-    """Batches of the rest of the run, in order."""
-    return DataLoader(
-        data,
-        batch_size=None,
-        sampler=batch_keys(data, first_step, steps),  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=as_it_is,  # type: ignore[arg-type]
-        prefetch_factor=2 if workers else None,
-        persistent_workers=False,
-    )
-
-
-def as_it_is(batch: StepBatch) -> StepBatch:
-    """The data set makes whole batches already."""
-    return batch
 
 
 def trackable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -361,11 +352,13 @@ def write_model(
     learned: list[dict[str, Any]],
     output: Path,
     name: str,
+    validation: dict[str, Any] | None,
     weights: dict[str, Any] | None = None,
 ) -> None:
     """Write DIR/name, a model for from_pretrained with its card, aside and rename it.
 
     Args:
+        validation: what was measured of it, with its step; None if there is no validation data.
         weights: in place of the model's own, which are but a part of them if it is sharded.
     """
     aside, target = output / f"{name}.partial", output / name
@@ -373,7 +366,7 @@ def write_model(
     model.save_pretrained(aside, state_dict=weights)
     processor.save_pretrained(aside)
     (aside / TRAINED_ON).write_text(json.dumps(learned, indent=2) + "\n")
-    card = model_card(model, processor, learned, last_validation(output), output.name)
+    card = model_card(model, processor, learned, validation, output.name)
     (aside / CARD).write_text(card, encoding="utf-8")
     write_sums(aside, but=(CARD,))  # which people complete
     shutil.rmtree(target, ignore_errors=True)

@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,8 @@ from pixelbert.errors import PixelBertError
 from pixelbert.model.load_report import first_line
 
 LOADER = "DataLoader worker"  # what torch calls a process that loads data
+# What tells each of several processes its place: torchrun, then MPIs.
+PLACED = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 
 
@@ -62,3 +66,33 @@ def doubtful_restarts() -> str | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     return f"set {OWN_STORE}=1 for torchrun, or the processes that it restarts may wait for those that died"
+
+
+def started_alone() -> str | None:
+    """What to tell a user of `accelerate launch --num_processes 2 --cpu`, which starts one process and says nothing.
+
+    So it does without `--cpu` where there is no second GPU. It names a meeting point where several processes are asked
+    for; the variables that tell each of several its place come from whatever starts more than one.
+    """
+    launched = "ACCELERATE_DYNAMO_BACKEND" in os.environ and "MASTER_ADDR" in os.environ
+    asked = asked_of_launcher()
+    if not launched or asked == 1 or any(name in os.environ for name in PLACED):
+        return None
+    return (
+        f"accelerate launch was asked for {asked or 'several'} processes and has started this one alone: so it does "
+        "with --cpu, and where there are not so many GPUs. On CPUs, "
+        f"`ACCELERATE_USE_CPU=true torchrun --nproc-per-node {asked or 2} -m pixelbert ...` starts them"
+    )
+
+
+def asked_of_launcher() -> int | None:
+    """The `--num_processes` of the command that started this process; None where it has none or cannot be seen."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return None
+    for word, following in pairwise(words):
+        name, _, value = word.replace("-", "_").partition("=")
+        if name == "__num_processes" and (value or following).isdigit():
+            return int(value or following)
+    return None

@@ -6,8 +6,9 @@ The defaults are those of paper section 4.1 with ResNet-50, but for `data.senten
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from pixelbert.bounds import COUNT, RATE, SEED, SHARE, ZERO_OR_MORE, Bound, check_fields
 from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError
 from pixelbert.tasks.pretraining import Pretraining
@@ -68,7 +69,7 @@ class ModelRecipe:
     backbone_init: str | None = None
     text_init: str | None = None
     tokenizer: str | None = None
-    vocab_size: int = 8000
+    vocab_size: Annotated[int, Bound(ge=10, le=10_000_000)] = 8000
     stride_in_1x1: bool = False
     batch_norm: Literal["frozen", "train"] = "frozen"
     freeze_backbone: bool | Literal["layer1", "layer2", "layer3"] = False
@@ -76,14 +77,14 @@ class ModelRecipe:
     feature_cache: str | None = None
     activation_checkpointing: bool = False
     pixel_layer_norm: bool = False
-    pixel_positions: int = 0
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    intermediate_size: int | None = None
-    dropout: float = 0.1
-    pixel_dropout: float = 0.0
-    initializer_range: float = 0.02
+    pixel_positions: Annotated[int, Bound(ge=0, le=10_000)] = 0
+    hidden_size: Annotated[int, Bound(ge=1, le=100_000)] | None = None
+    num_hidden_layers: Annotated[int, Bound(ge=0, le=1_000)] | None = None
+    num_attention_heads: Annotated[int, Bound(ge=1, le=1_000)] | None = None
+    intermediate_size: Annotated[int, Bound(ge=1, le=1_000_000)] | None = None
+    dropout: Annotated[float, Bound(ge=0, lt=1)] = 0.1
+    pixel_dropout: Annotated[float, Bound(ge=0, lt=1)] = 0.0
+    initializer_range: Annotated[float, SHARE] = 0.02
 
     @property
     def last_frozen_stage(self) -> str | None:
@@ -91,6 +92,7 @@ class ModelRecipe:
         return self.freeze_backbone if isinstance(self.freeze_backbone, str) else None
 
     def __post_init__(self) -> None:
+        check_fields(self, "model")
         if self.checkpoint and (self.text_init or self.backbone_init):
             raise PixelBertError(
                 "model.checkpoint holds all weights; leave out model.text_init and model.backbone_init"
@@ -127,13 +129,16 @@ class DataRecipe:
 
     train: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
-    shortest_edge: int = 800
-    longest_edge: int = 1333
-    max_length: int = 64
-    sentences_per_image: int = 5
+    shortest_edge: Annotated[int, Bound(ge=64, le=10_000)] = 800
+    longest_edge: Annotated[int, Bound(ge=64, le=10_000)] = 1333
+    max_length: Annotated[int, Bound(ge=3, le=1_000_000)] = 64
+    sentences_per_image: Annotated[int, COUNT] = 5
     mirror: bool = False
     blank: bool = False
-    workers: int = 2
+    workers: Annotated[int, Bound(ge=0, le=1_000)] = 2
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data")
 
 
 @dataclass
@@ -157,15 +162,18 @@ class OptimizerRecipe:
     """
 
     cnn: Literal["sgd", "adamw"] = "sgd"
-    cnn_lr: float = 1e-2
-    cnn_weight_decay: float = 5e-4
-    cnn_momentum: float = 0.9
-    lr: float = 1e-4
-    encoder_lr: float | None = None
-    weight_decay: float = 1e-2
-    milestones: list[float] = field(default_factory=lambda: [25.0, 35.0])
-    warmup_steps: int = 1000
-    clip: float | None = None
+    cnn_lr: Annotated[float, RATE] = 1e-2
+    cnn_weight_decay: Annotated[float, RATE] = 5e-4
+    cnn_momentum: Annotated[float, Bound(ge=0, lt=1)] = 0.9
+    lr: Annotated[float, RATE] = 1e-4
+    encoder_lr: Annotated[float, RATE] | None = None
+    weight_decay: Annotated[float, RATE] = 1e-2
+    milestones: list[Annotated[float, Bound(ge=0)]] = field(default_factory=lambda: [25.0, 35.0])
+    warmup_steps: Annotated[int, ZERO_OR_MORE] = 1000
+    clip: Annotated[float, Bound(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "optimizer")
 
 
 @dataclass
@@ -204,32 +212,25 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
-    epochs: float = 40.0
-    batch_size: int = 4096
-    micro_batch_size: int = 64
+    epochs: Annotated[float, Bound(gt=0, le=1_000_000)] = 40.0
+    batch_size: Annotated[int, COUNT] = 4096
+    micro_batch_size: Annotated[int, COUNT] = 64
     precision: Precision | None = None
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     deterministic: bool = False
-    log_every: int = 50
-    evaluate_every: int = 0
-    evaluate_examples: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    log_every: Annotated[int, COUNT] = 50
+    evaluate_every: Annotated[int, ZERO_OR_MORE] = 0
+    evaluate_examples: Annotated[int, COUNT] = 1000
+    checkpoint_every: Annotated[int, COUNT] = 1000
+    keep_checkpoints: Annotated[int, COUNT] = 2
     keep_best: str | None = None
-    skip_limit: int = 10
+    skip_limit: Annotated[int, ZERO_OR_MORE] = 10
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is None and name not in ("precision", "keep_best"):  # the parser takes null for any field
-                raise PixelBertError(f"{name} is null: leave it out for its default")
+        check_fields(self)
         n = self.task.counts_per_example
         if self.batch_size < n or self.batch_size % n:
             raise PixelBertError(
                 f"batch_size is {self.batch_size}; expected a multiple of {n} (a matched and a mismatched pair)"
             )
-        for name in ("micro_batch_size", "evaluate_examples", "log_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise PixelBertError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.epochs <= 0:
-            raise PixelBertError(f"epochs is {self.epochs}; expected a positive number")

@@ -14,6 +14,7 @@ from pixelbert.files import publish
 from pixelbert.loading import load_checkpoint, located, of_trunk
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.importing import LoadReport, bert_shape, load_backbone, load_bert
+from pixelbert.model.pixels import REDUCTION
 from pixelbert.train.recipe import ModelRecipe, Recipe
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -109,6 +110,12 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corp
         raise PixelBertError(
             f"data.max_length is {recipe.data.max_length}; expected 3 to {model.config.max_position_embeddings}, the "
             "positions of the network"
+        )
+    side, positions = recipe.data.longest_edge // REDUCTION, model.config.pixel_positions
+    if 0 < positions < side:
+        raise PixelBertError(
+            f"model.pixel_positions is {positions}, and data.longest_edge {recipe.data.longest_edge} gives grids of up "
+            f"to {side} pixels a side; expected {side} or more, or 0 for none"
         )
     if recipe.model.text_init:
         reports.append(load_bert(model, recipe.model.text_init))
