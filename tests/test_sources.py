@@ -358,7 +358,7 @@ def test_folder_split_is_by_image_and_stays_when_images_are_added(tmp_path: Path
     [
         ("", "is empty"),
         ("image,text\n", "has no rows"),
-        ("image;text\n0.jpg;a", "line 1: expected .*Use commas, not ';'"),
+        ("image|text\n0.jpg|a", r"line 1: expected .*found the columns image\|text\. Put .* between commas or semico"),
         ("file,text\n0.jpg,a", "line 1: expected .*found the columns file, text"),
         ("image,text,text\n0.jpg,a,b", "line 1: a column's name stands twice"),
         ('image,text\n0.jpg,"a"b\n', "line 2: not CSV"),
@@ -384,7 +384,7 @@ def test_folder_rows_and_files_that_do_not_fit(tmp_path: Path) -> None:
     (folder / "captions.csv").unlink()
     with pytest.raises(PixelBertError, match=r"no captions\.csv"):
         prepare(Folder(images=folder), tmp_path / "other")
-    with pytest.raises(PixelBertError, match=r"neither \.csv nor \.jsonl"):
+    with pytest.raises(PixelBertError, match=r"none of \.csv, \.tsv and \.jsonl"):
         Folder(images=folder, captions=folder / "a.txt").read()
     with pytest.raises(PixelBertError, match="shares"):
         Folder(images=folder, val=0.6, test=0.5).read()

@@ -3,7 +3,8 @@
     DIR/images-00000.parquet    image_id, path or bytes, width, height (upright, in pixels)
     DIR/{split}-00000.parquet   example_id, image_ids, text, and the columns of the task
     DIR/dataset.json            name, task, version, counts, sources, options, each file's size and checksum;
-                                for question answering also `answers`, the answers that a model chooses from
+                                for question answering also `answers`, the answers that a model chooses from, and
+                                `answer_rule`, how answers are compared (the official rule if it is not there)
     DIR/skipped.jsonl           one JSON object for every item that was left out
 
 The task says what an example's sentence is, and which columns it has beside the first three:
@@ -34,6 +35,7 @@ from PIL import Image
 from pixelbert.data.images import ImageError, open_image
 from pixelbert.errors import PixelBertError
 from pixelbert.files import file_sha256
+from pixelbert.metrics.vqa import ANSWER_RULES, AnswerRule
 
 VERSION = 1
 MANIFEST = "dataset.json"
@@ -145,6 +147,13 @@ class PreparedDataset:
         return list(self.manifest["answers"])
 
     @property
+    def answer_rule(self) -> AnswerRule:
+        """By which rule answers are compared, in training and in measuring. Data sets that don't say it are older than
+        the others and go by the official one."""
+        rule: AnswerRule = self.manifest.get("answer_rule", "official")
+        return rule
+
+    @property
     def splits(self) -> list[str]:
         """The names of the splits."""
         return list(self.manifest["counts"]["splits"])
@@ -246,6 +255,12 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
         answers = manifest.get("answers")
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             raise PixelBertError(f"{folder / MANIFEST} lacks 'answers', the list that a model chooses from: {again}")
+        rule = manifest.get("answer_rule", "official")
+        if rule not in tuple(ANSWER_RULES):
+            raise PixelBertError(
+                f"{folder} compares answers by the rule {rule!r}, and this pixelbert knows {', '.join(ANSWER_RULES)}: "
+                f"update pixelbert, or {again} with this one"
+            )
     for file, facts in manifest["files"].items():
         path = folder / file
         if not TABLE_FILE.fullmatch(file) or not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
