@@ -128,6 +128,32 @@ def test_vqa2_with_answers_given(tmp_path: Path) -> None:
             read_answers(write_json(tmp_path / "bad.json", content))
 
 
+def test_ok_vqa_has_no_most_common_answer(tmp_path: Path) -> None:
+    """Its annotations are VQA's without `multiple_choice_answer`: the most frequent of the ten stands for it."""
+    source = vqa2(tmp_path, min_count=1)
+    change_json(source.annotations[0], lambda data: [row.pop("multiple_choice_answer") for row in data["annotations"]])
+    change_json(source.annotations[0], lambda data: data["annotations"][0].update(answers=vqa_answers("a", "b", "b")))
+    reading = source.read()
+    assert set(reading.answers or ()) == {"2", "yes", "no", "b", "cat"}
+    summary = prepare(source, tmp_path / "set", strict=True)
+    note = "v2_mscoco_train2014_annotations.json: 5 annotations without 'multiple_choice_answer'"
+    assert note in str(summary)
+    for path in source.annotations:
+        change_json(path, lambda data: [row.update(answers=[]) for row in data["annotations"]])
+    with pytest.raises(
+        PixelBertError, match=r"no annotation can be used; annotations\[0\]: question_id 70 has 0 answers"
+    ):
+        source.read()
+
+
+def test_a_part_of_a_word_is_no_part_of_vqa(tmp_path: Path) -> None:
+    source = vqa2(tmp_path)
+    change_json(source.questions[0], lambda data: data.pop("data_subtype"))
+    source.questions[0] = source.questions[0].rename(tmp_path / "trainval2014_questions.json")
+    with pytest.raises(PixelBertError, match="neither 'data_subtype' nor its name tells which part of VQA v2"):
+        source.read()
+
+
 def test_vqa2_min_count(tmp_path: Path) -> None:
     assert vqa2(tmp_path, min_count=1).read().answers == ["2", "no", "yes", "cat"]
     with pytest.raises(PixelBertError, match=r"no answer is that of 9 .*the most frequent one has 2.*--min-count"):

@@ -273,7 +273,7 @@ def _to_rgb(image: Image.Image, depth: _Range, name: str) -> Image.Image:
         image = image.convert("LA")
     rgb = image.convert("RGB")
     if depth.bits == 16:  # of which Pillow has kept the upper eight
-        _check_bright(max(most for _, most in rgb.getextrema()), 255, 16, name, save)
+        _check_bright(int(np.asarray(rgb).max()), 255, 16, name, save)
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
