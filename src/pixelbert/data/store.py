@@ -328,10 +328,15 @@ def _arrow_copy(name: str, paths: list[Path], checksums: list[str], schema: pa.S
                     if file_sha256(path) != checksum:
                         raise PixelBertError(f"{path} is not as it was written: copy the whole folder again")
                     most = UNPACKED * path.stat().st_size + (64 << 20)
-                    for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_ONCE):
+                    large = PixelBertError(f"{path} unpacks to more than {UNPACKED} times its size: leave it out")
+                    table = pq.ParquetFile(path)
+                    groups = range(table.metadata.num_row_groups)
+                    if sum(table.metadata.row_group(i).total_byte_size for i in groups) > most:
+                        raise large  # before a page of gigabytes is unpacked for its first rows
+                    for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
                         most -= batch.nbytes
                         if most < 0:
-                            raise PixelBertError(f"{path} unpacks to more than {UNPACKED} times its size: leave it out")
+                            raise large
                         _check_rows(path, batch, schema)
                         stream.write_batch(batch.cast(written))
             partial.replace(arrow)
