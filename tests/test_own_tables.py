@@ -94,6 +94,16 @@ def test_markers_of_missing_values_are_no_captions(tmp_path: Path) -> None:
     assert PreparedDataset.open(tmp_path / "set").manifest["left_out"]["no caption"] == 5
 
 
+def test_the_same_in_json_of_the_form_of_coco(tmp_path: Path) -> None:
+    notes = [{"id": n, "image_id": n, "caption": text} for n, text in enumerate(("A bus", "nan", None, "A dog"))]
+    images = [{"id": n, "file_name": f"{n}.jpg"} for n in range(4)]
+    path = write_json(tmp_path / "mine.json", {"images": images, "annotations": notes})
+    source = CocoCaptions(json=path, images=write_photos(tmp_path / "photos", 4), split="train")
+    summary = prepare(source, tmp_path / "set", strict=True)
+    assert captions(tmp_path / "set") == {"train": ["A bus", "A dog"]}
+    assert summary.left_out == {"no caption": 2, "image without a sentence": 2}
+
+
 @pytest.mark.parametrize("text", ["nan", "NaN", "None", "N/A", "NA", "null", "NULL", "<NA>", "#N/A", "", " nan ", None])
 def test_what_is_missing(text: str | None) -> None:
     assert is_missing(text)

@@ -447,7 +447,7 @@ def print_table(result: dict[str, Any]) -> None:
             "another photo / a blank one",
         )
     row("accuracy", "accuracy", figures("accuracy_shuffled", "accuracy_blank"), "photos shuffled / blank")
-    row("questions that have one of its answers", "answerable")
+    row("answerable questions", "answerable")
     row("consistency", "consistency")
     for key in result:
         if key.startswith("accuracy_") and key not in ("accuracy_shuffled", "accuracy_blank"):

@@ -18,7 +18,7 @@ from pixelbert.data.sources.common import (
     require,
     short,
 )
-from pixelbert.data.sources.words import split_in_name
+from pixelbert.data.sources.words import is_missing, split_in_name
 from pixelbert.errors import PixelBertError
 
 FORMAT = "COCO captions JSON"
@@ -67,6 +67,10 @@ class CocoCaptions:
             problem = _problem(item, ("id", "image_id"), ("caption",))
             if problem:
                 yield Skip("sentence", "malformed sentence entry", problem, where)
+                continue
+            if is_missing(item["caption"]):
+                reason = f"{short(item['caption'])} marks a missing value"
+                yield Skip("sentence", "no caption", reason, where, bad=False)
                 continue
             sentence = Sentence(f"{name}:{as_id(item['id'])}", item["caption"], where)
             sentences.setdefault(str(as_id(item["image_id"])), []).append(sentence)
