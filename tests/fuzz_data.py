@@ -53,7 +53,7 @@ class Images(Target):
     def photos(self) -> list[bytes]:
         kinds = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000", "PPM", "AVIF")
         found = [encoded(photo(), kind) for kind in kinds]
-        found.append(encoded(Image.fromarray(np.full((20, 20), 999, np.uint16)), "PNG"))
+        found.append(encoded(Image.fromarray(np.full((20, 20), 40_000, np.uint16)), "PNG"))
         found.append(encoded(photo().quantize(8), "PNG", transparency=3))
         found.append(encoded(photo(), "TIFF", compression="tiff_lzw"))
         found.append(encoded(photo(), "PNG", save_all=True, append_images=[photo(3)]))

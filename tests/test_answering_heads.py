@@ -119,6 +119,7 @@ def test_it_is_measured_as_the_run_is_and_not_on_what_the_heads_learned_from(
         cli.main([*command, str(checkpoint), "--split", "test", "--output", str(folder / name), *more])
     one, two = (json.loads((folder / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert {k: v for k, v in one.items() if k != "checkpoint"} == {k: v for k, v in two.items() if k != "checkpoint"}
+    assert (one["answer_rule"], one["answerable"]) == ("mild", 1)
     with pytest.raises(SystemExit):
         cli.main([*command, str(both), "--split", "train", "--task", "question-answering"])
     with pytest.raises(SystemExit):  # it has no heads

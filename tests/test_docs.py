@@ -203,7 +203,7 @@ class Workspace:
         """A table that `prepare` reads."""
         Path("table.csv").write_text(block.text)
         form = vqa_csv.FORM if "question" in block.text.splitlines()[0] else folder.FORM
-        rows = [row for _, row in read_table(Path("table.csv"), form)]
+        rows = [row for _, row in read_table(Path("table.csv"), form, [])]
         assert len(rows) >= 2
         assert all(isinstance(row, dict) for row in rows)
 

@@ -1,8 +1,10 @@
 """Opening photos: odd kinds come out right, broken ones as an ImageError, Pillow's state is untouched."""
 
 import os
+import struct
 import tracemalloc
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from data_builders import encoded, photo, png_header
-from pixelbert.data.images import MIN_SIDE, ImageError, check_image, image_size, open_image
+from pixelbert.data.images import MIN_SIDE, ImageError, check_image, image_of_array, image_size, open_image
+from pixelbert.data.processing import PixelBertImageProcessor
 
 
 def pixel(image: Image.Image, x: int = 3, y: int = 3) -> tuple[int, ...]:
@@ -43,7 +46,7 @@ def test_cmyk_becomes_the_colour_it_prints() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-@pytest.mark.parametrize(("value", "expected"), [(0, 0), (257, 1), (32768, 128), (65535, 255)])
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (32768, 128), (40_092, 156), (65535, 255)])
 def test_16_bit_grey_is_scaled_not_clipped(kind: str, value: int, expected: int) -> None:
     grey = Image.fromarray(np.full((20, 20), value, np.uint16))
     assert pixel(open_image(encoded(grey, kind))) == (expected,) * 3
@@ -54,10 +57,68 @@ def test_16_bit_pgm_is_scaled() -> None:
     assert pixel(open_image(data)) == (128,) * 3
 
 
-@pytest.mark.parametrize("value", [-5, 70_000])
+def deep_png(colour_type: int, *samples: int) -> bytes:
+    """A PNG of 20 x 20 pixels, all with these samples of 16 bits; colour type 2 is RGB, 4 grey with transparency."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = (b"\0" + struct.pack(f">{len(samples)}H", *samples) * 20) * 20
+    header = struct.pack(">IIBBBBB", 20, 20, 16, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def grey_tiff(bits: int, data: bytes, white: int = 1, kind: int = 1) -> bytes:
+    """An uncompressed TIFF of 20 x 20 grey pixels; `white` is 0 where the least value is, `kind` 2 for signed ones."""
+    tags = {256: 20, 257: 20, 258: bits, 259: 1, 262: white, 277: 1, 278: 20, 279: len(data), 339: kind}
+    tags[273] = 8 + 2 + 12 * (len(tags) + 1) + 4  # where the pixels begin
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0" * 4 + data
+
+
+def grey(value: int, kind: type = np.uint16) -> bytes:
+    return np.full((20, 20), value, kind).tobytes()
+
+
+def test_a_depth_that_the_header_tells_is_used() -> None:
+    twelve = bytes([2048 >> 4, (2048 & 15) << 4 | 2048 >> 8, 2048 & 255]) * 200  # two pixels in three bytes
+    assert pixel(open_image(grey_tiff(12, twelve))) == (128,) * 3
+    assert pixel(open_image(b"P5 20 20 4095\n" + (2048).to_bytes(2, "big") * 400)) == (128,) * 3
+    assert pixel(open_image(grey_tiff(16, grey(65_535), white=0))) == (0,) * 3
+    assert pixel(open_image(grey_tiff(16, grey(0), white=0))) == (255,) * 3
+    assert pixel(open_image(deep_png(2, 65_535, 32_768, 0))) == (255, 128, 0)
+
+
+NEARLY_BLACK = {
+    "grey PNG": encoded(Image.fromarray(np.full((20, 20), 4095, np.uint16)), "PNG"),
+    "grey TIFF": grey_tiff(16, grey(4095)),
+    "8 bits in 16": grey_tiff(16, grey(255)),
+    "colour PNG": deep_png(2, 4095, 3000, 2000),
+    "transparent PNG": deep_png(4, 4095, 40_000),
+    "PGM": b"P5 20 20 65535\n" + (4095).to_bytes(2, "big") * 400,
+    "PPM": b"P6 20 20 65535\n" + (4095).to_bytes(2, "big") * 1200,
+}
+
+
+@pytest.mark.parametrize("name", NEARLY_BLACK)
+def test_12_bits_in_16_are_refused_and_not_shown_nearly_black(name: str) -> None:
+    with pytest.raises(ImageError, match=r"scan 3 is of 16 bits and would be nearly black.*6\.[0-9]%|0\.4%|5\.9%"):
+        open_image(NEARLY_BLACK[name], "scan 3")
+
+
+def test_8_bit_photos_may_be_dark_and_all_black_is_black() -> None:
+    assert pixel(open_image(encoded(Image.new("RGB", (20, 20), (9, 9, 9)), "PNG"))) == (9, 9, 9)
+    assert pixel(open_image(encoded(Image.fromarray(np.zeros((20, 20), np.uint16)), "PNG"))) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("value", [-5, 200, 40_000, 70_000])
 def test_32_bit_grey_without_an_agreed_range_is_refused(value: int) -> None:
-    with pytest.raises(ImageError, match="32-bit"):
-        open_image(Image.fromarray(np.full((20, 20), value, np.int32)), "deep.tif")
+    image = Image.fromarray(np.full((20, 20), value, np.int32))
+    for source in (image, encoded(image, "TIFF")):
+        with pytest.raises(ImageError, match=r"32-bit or signed pixels of no agreed range\. Save it as 8-bit"):
+            open_image(source, "deep.tif")
+    with pytest.raises(ImageError, match="signed"):
+        open_image(grey_tiff(16, grey(20_000), kind=2))
     with pytest.raises(ImageError, match="floating-point"):
         open_image(encoded(Image.new("F", (20, 20), 0.5), "TIFF"))
 
@@ -232,3 +293,44 @@ def test_no_warning_leaks_and_global_state_stays() -> None:
         warnings.showwarning,
     )
     assert after == before
+
+
+def test_arrays_of_8_bits_are_read_as_files_are() -> None:
+    colours = np.asarray(photo(200))
+    assert image_of_array(colours).tobytes() == photo(200).tobytes()
+    grey_values = np.full((20, 30), 77, np.uint8)
+    for array in (grey_values, grey_values[:, :, None]):
+        assert pixel(open_image(image_of_array(array))) == (77,) * 3
+    assert image_of_array(grey_values).size == (30, 20)
+    half = np.dstack([np.zeros((20, 20, 3), np.uint8), np.full((20, 20), 128, np.uint8)])
+    assert close(pixel(open_image(image_of_array(half))), (127, 127, 127), 1)  # laid on white
+    assert pixel(open_image(image_of_array(np.ones((20, 20), bool)))) == (255,) * 3
+
+
+ARRAYS = {
+    "float in 0..1": (np.full((20, 20, 3), 0.5), r"float64.*if 1 is white, give \(array \* 255\)"),
+    "float in 0..255": (np.full((20, 20, 3), 99, np.float32), r"float32.*if 255 is white, give array\.round"),
+    "NaN": (np.full((20, 20, 3), np.nan), "from nan to nan: bring them from the range that they really have"),
+    "int in 0..255": (np.full((20, 20, 3), 99), "int64.*if 255 is white"),
+    "uint16": (np.full((20, 20), 4000, np.uint16), "uint16.*from 4000 to 4000: bring them"),
+    "colours first": (np.zeros((3, 20, 20), np.uint8), r"3 x 20 x 20, colours first: give array\.transpose\(1, 2, 0\)"),
+    "two channels": (np.zeros((20, 20, 2), np.uint8), "20 x 20 x 2: give height x width x 3|height x width, or"),
+    "several photos": (np.zeros((2, 20, 20, 3), np.uint8), "2 x 20 x 20 x 3: .*one photo an array"),
+    "words": (np.full((20, 20), "x"), r"Give 8 bits \(uint8\)"),
+    "nothing": (np.zeros((0, 0), np.float32), r"Give 8 bits \(uint8\)"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_whose_range_or_shape_is_not_clear_are_refused(name: str) -> None:
+    array, message = ARRAYS[name]
+    with pytest.raises(ImageError, match=message):
+        image_of_array(array)
+    with pytest.raises(ImageError, match=message):
+        PixelBertImageProcessor(64, 64)(array)
+
+
+def test_what_is_no_image_at_all_is_told() -> None:
+    for thing, kind in ((None, "NoneType"), (5, "int")):
+        with pytest.raises(ImageError, match=f"is of type {kind}: give a path, the bytes of a file or a Pillow image"):
+            open_image(thing)  # type: ignore[arg-type]

@@ -182,6 +182,20 @@ def test_visual_genome_without_exclude_is_an_explicit_choice(tmp_path: Path) -> 
         both.read()
 
 
+def test_visual_genome_1_0_calls_every_number_id(tmp_path: Path) -> None:
+    source = vg_source(tmp_path, allow_leaks=True)
+    facts = [{"id" if key == "image_id" else key: value for key, value in row.items()} for row in FACTS]
+    regions = [{"id": n, "regions": [{"id": 10 * n, "image": n, "phrase": f"a thing {n}"}]} for n in range(1, 5)]
+    write_json(source.image_data, facts)
+    write_json(source.regions, regions)
+    prepare(source, tmp_path / "set", strict=True)
+    assert texts(tmp_path / "set", "train") == {f"vg:{10 * n}": f"vg:{n} a thing {n}" for n in range(1, 5)}
+    exclude = [write_json(tmp_path / "e.json", {"images": [{"id": 503}]})]
+    prepare(vg_source(tmp_path, exclude=exclude), tmp_path / "without", overwrite=True)
+    write_json(source.image_data, facts)
+    assert kept(tmp_path / "without") == {"vg:1", "vg:2", "vg:4"}  # known as COCO's all the same
+
+
 def coco_karpathy() -> dict[str, Any]:
     data = karpathy_data(3, sentences=1) | {"dataset": "coco"}
     for item, cocoid, split in zip(data["images"], (501, 503, 999), ("test", "restval", "val"), strict=True):
@@ -280,6 +294,18 @@ def test_streaming_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name:
     assert "regions.json" in str(caught.value)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_streaming_refuses_a_key_that_stands_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(streaming_module, "_CHUNK", chunk)
+    path = tmp_path / "regions.json"
+    path.write_text('[{"id": 1},\n {"id": 2, "id": 3}]')
+    with pytest.raises(PixelBertError, match=r"line 2, column 2: the key 'id' stands twice .*keep one"):
+        list(iter_json_array(path, "regions"))
+    path.write_text('{"questions": [1], "questions": [2]}')
+    with pytest.raises(PixelBertError, match=r"the key 'questions' stands twice at the top"):
+        list(iter_json_array(path, "questions", "questions"))
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, 50])
 def test_streaming_equals_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(streaming_module, "_CHUNK", chunk)
@@ -358,7 +384,7 @@ def test_folder_split_is_by_image_and_stays_when_images_are_added(tmp_path: Path
     [
         ("", "is empty"),
         ("image,text\n", "has no rows"),
-        ("image;text\n0.jpg;a", "line 1: expected .*Use commas, not ';'"),
+        ("image|text\n0.jpg|a", r"line 1: expected .*found the columns image\|text\. Put .* between commas or semico"),
         ("file,text\n0.jpg,a", "line 1: expected .*found the columns file, text"),
         ("image,text,text\n0.jpg,a,b", "line 1: a column's name stands twice"),
         ('image,text\n0.jpg,"a"b\n', "line 2: not CSV"),
@@ -384,7 +410,7 @@ def test_folder_rows_and_files_that_do_not_fit(tmp_path: Path) -> None:
     (folder / "captions.csv").unlink()
     with pytest.raises(PixelBertError, match=r"no captions\.csv"):
         prepare(Folder(images=folder), tmp_path / "other")
-    with pytest.raises(PixelBertError, match=r"neither \.csv nor \.jsonl"):
+    with pytest.raises(PixelBertError, match=r"none of \.csv, \.tsv and \.jsonl"):
         Folder(images=folder, captions=folder / "a.txt").read()
     with pytest.raises(PixelBertError, match="shares"):
         Folder(images=folder, val=0.6, test=0.5).read()

@@ -5,6 +5,7 @@ import os
 import pickle
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -14,9 +15,10 @@ import pytest
 from data_builders import encoded, photo
 from pixelbert.data import writer as writer_module
 from pixelbert.data.images import ImageError
-from pixelbert.data.store import PreparedDataset
+from pixelbert.data.store import EXAMPLE_SCHEMAS, PreparedDataset
 from pixelbert.data.writer import DatasetWriter
 from pixelbert.errors import PixelBertError
+from pixelbert.files import file_sha256
 
 
 @pytest.fixture(autouse=True)
@@ -282,3 +284,24 @@ def test_a_task_that_is_not_known_or_lacks_its_answers_is_refused(tmp_path: Path
     del older["task"]
     captions.write_text(json.dumps(older))
     assert PreparedDataset.open(tmp_path / "set").task == "captions"
+
+
+def test_a_table_that_unpacks_to_gigabytes_is_refused_before_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DatasetWriter(tmp_path / "set", name="t") as writer:
+        writer.add_image("t:0", data=b"x", width=40, height=32)
+        writer.add_example("train", "t:0", ["t:0"], "a photo")
+    path = tmp_path / "set" / "train-00000.parquet"
+    schema = pa.schema([pa.field(field.name, field.type) for field in EXAMPLE_SCHEMAS["captions"]])
+    rows = {"example_id": [f"t:{n}" for n in range(10)], "image_ids": [["t:0"]] * 10, "text": ["a" * 10**7] * 10}
+    # One page, which has to be unpacked whole for its first row.
+    options: Any = {"compression": "zstd", "data_page_size": 2**31 - 1, "use_dictionary": False}
+    pq.write_table(pa.table(rows, schema=schema), path, **options)
+    manifest = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(manifest))
+    data = PreparedDataset.open(tmp_path / "set")
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *args, **options: pytest.fail("unpacked"))
+    with pytest.raises(PixelBertError, match="unpacks to more than 1000 times its size"):
+        data.examples("train")

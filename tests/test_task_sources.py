@@ -110,7 +110,8 @@ def test_vqa2(tmp_path: Path) -> None:
     }
     assert not summary.skipped
     assert not summary.left_out
-    assert "answers: 3; annotated questions with at least one of them: train 4 of 5 (80.0%), val 2 of 2" in str(summary)
+    shares = "train 4 of 5 (80.0%), val 2 of 2"
+    assert f"compared by the rule official; annotated questions with at least one of them: {shares}" in str(summary)
     assert "204K images, 1.1M texts; here 5 and 10 (train+val+test)" in str(summary)
     assert "questions" in str(summary).splitlines()[1]
 
@@ -119,12 +120,38 @@ def test_vqa2_with_answers_given(tmp_path: Path) -> None:
     given_answers = write_json(tmp_path / "answers.json", ["Cat", "2", ""])
     prepare(vqa2(tmp_path, answers=given_answers), tmp_path / "set")
     data = PreparedDataset.open(tmp_path / "set")
-    assert data.answers == ["Cat", "2", ""]
+    assert data.answers == ["cat", "2", ""]
     assert str(given_answers) in [source["file"] for source in data.manifest["sources"]]
-    assert read_answers(tmp_path / "set") == ["Cat", "2", ""]
-    for content, message in (([], "expected a JSON list"), (["a", 1], "expected a JSON list"), (["a", "a"], "twice")):
+    assert read_answers(tmp_path / "set") == ["cat", "2", ""]
+    for content, message in (([], "expected a JSON list"), (["a", 1], "expected a JSON list"), (["b", "b"], "twice")):
         with pytest.raises(PixelBertError, match=message):
             read_answers(write_json(tmp_path / "bad.json", content))
+
+
+def test_ok_vqa_has_no_most_common_answer(tmp_path: Path) -> None:
+    """Its annotations are VQA's without `multiple_choice_answer`: the most frequent of the ten stands for it."""
+    source = vqa2(tmp_path, min_count=1)
+    change_json(source.annotations[0], lambda data: [row.pop("multiple_choice_answer") for row in data["annotations"]])
+    change_json(source.annotations[0], lambda data: data["annotations"][0].update(answers=vqa_answers("a", "b", "b")))
+    reading = source.read()
+    assert set(reading.answers or ()) == {"2", "yes", "no", "b", "cat"}
+    summary = prepare(source, tmp_path / "set", strict=True)
+    note = "v2_mscoco_train2014_annotations.json: 5 annotations without 'multiple_choice_answer'"
+    assert note in str(summary)
+    for path in source.annotations:
+        change_json(path, lambda data: [row.update(answers=[]) for row in data["annotations"]])
+    with pytest.raises(
+        PixelBertError, match=r"no annotation can be used; annotations\[0\]: question_id 70 has 0 answers"
+    ):
+        source.read()
+
+
+def test_a_part_of_a_word_is_no_part_of_vqa(tmp_path: Path) -> None:
+    source = vqa2(tmp_path)
+    change_json(source.questions[0], lambda data: data.pop("data_subtype"))
+    source.questions[0] = source.questions[0].rename(tmp_path / "trainval2014_questions.json")
+    with pytest.raises(PixelBertError, match="neither 'data_subtype' nor its name tells which part of VQA v2"):
+        source.read()
 
 
 def test_vqa2_min_count(tmp_path: Path) -> None:
@@ -184,7 +211,7 @@ BAD_ANNOTATIONS: dict[str, tuple[Callable[[list[Any]], Any], str, str]] = {
         "question_id 80: answers[3]",
     ),
     "no common answer": (
-        note(lambda n: n.pop("multiple_choice_answer")),
+        note(lambda n: n.update(multiple_choice_answer=None)),
         "malformed annotation",
         "question_id 80: 'multiple_choice_answer' is None",
     ),
@@ -433,7 +460,7 @@ def test_vqa_csv_with_a_split_column(tmp_path: Path) -> None:
     )
     summary = prepare(VqaCsv(questions=table, images=photos, name="quiz"), tmp_path / "set")
     data = PreparedDataset.open(tmp_path / "set")
-    assert data.answers == ["2", "cat", "dog", "red"]  # val's horse is not learned; "cat" counts once a question
+    assert data.answers == ["a cat", "dog", "red", "the cat", "two"]  # val's horse is not learned
     assert data.examples("train")[0] == {
         "example_id": "quiz:0.jpg#0",
         "image_ids": ["quiz:0.jpg"],
@@ -448,8 +475,8 @@ def test_vqa_csv_with_a_split_column(tmp_path: Path) -> None:
         "val": {"annotated": 1, "covered": 0},
     }
     assert "val 0 of 1 (0.0%)" in str(summary)
-    more = VqaCsv(questions=table, images=photos, answers_from=["train", "val"]).read()
-    assert more.answers == ["2", "cat", "dog", "horse", "red"]
+    more = VqaCsv(questions=table, images=photos, answers_from=["train", "val"], answer_rule="official").read()
+    assert more.answers == ["2", "cat", "dog", "horse", "red"]  # "cat" counts once a question
 
 
 def test_vqa_csv_with_one_table_a_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -470,7 +497,7 @@ def test_vqa_csv_with_one_table_a_split(tmp_path: Path, capsys: pytest.CaptureFi
         "train": [["a | b"], ["3", "3", "four"], ["7"]],
         "test": [[]],
     }
-    assert data.answers == ["3", "4", "7", "| b"]
+    assert data.answers == ["3", "7", "a | b", "four"]
     assert data.manifest["options"]["questions"] == {s: f"{tmp_path}/{s}.jsonl" for s in ("train", "test")}
     table = ["--questions", f"{tmp_path}/train.jsonl", "--val", "0", "--test", "0", "--overwrite"]
     cli.main(["prepare", "vqa-csv", *table, *options])
@@ -518,7 +545,7 @@ def test_vqa_csv_rows_and_tables_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(PixelBertError, match="expected a table with the columns image, question"):
         VqaCsv(questions=tmp_path / "a.csv", images=photos).read()
     (tmp_path / "b.csv").write_text("image,question\n0.jpg,a?\n")
-    with pytest.raises(PixelBertError, match=r"no answer is that of 1 .*there is none at all.*--answers"):
+    with pytest.raises(PixelBertError, match=r"there is no answer at all to choose from.*--answers"):
         VqaCsv(questions=tmp_path / "b.csv", images=photos, val=0, test=0).read()
 
 
@@ -621,7 +648,7 @@ def test_nlvr2_a_bad_photo_costs_its_pair(tmp_path: Path) -> None:
 
 BAD_ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "maybe": ({"label": "Maybe"}, "label neither True nor False", "the label of dev-2-0-0 is 'Maybe'"),
-    "lower case": ({"label": "true"}, "label neither True nor False", "dev-2-0-0 is 'true'"),
+    "a number": ({"label": 1}, "label neither True nor False", "dev-2-0-0 is 1"),
     "a list": ({"label": ["True"]}, "label neither True nor False", "dev-2-0-0"),
     "null": ({"label": None}, "no label", "dev-2-0-0 has no label, and only test2 may lack it"),
     "identifier": ({"identifier": "dev-2"}, "malformed row", "'identifier' is 'dev-2'"),

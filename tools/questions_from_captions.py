@@ -46,7 +46,7 @@ import yaml
 
 from pixelbert import PixelBertError
 from pixelbert.data.corpus import Corpus, split_source
-from pixelbert.data.sources.exclusion import files_of
+from pixelbert.data.sources.exclusion import file_name, files_of
 from pixelbert.data.store import QUESTION_ANSWERING, PreparedDataset
 from pixelbert.data.writer import DatasetWriter
 from pixelbert.metrics.vqa import normalise_answer
@@ -362,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = {row["image_id"]: Path(row["path"]).name for row in data.images}
     if args.only:
         wanted = files_of(args.only)
-        captions = {image: texts for image, texts in captions.items() if names[image] in wanted}
+        captions = {image: texts for image, texts in captions.items() if file_name(names[image]) in wanted}
     if not captions:
         raise PixelBertError(f"{args.captions}: no photo to ask about is left")
     found = list(ask(captions, args.seed)) if YES_NO in args.kinds else []

@@ -34,7 +34,7 @@ from pixelbert.progress import console
 from pixelbert.score import by_question
 from pixelbert.tasks import predictions
 from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
-from pixelbert.tasks.question_answering import answer_questions, measure_answers
+from pixelbert.tasks.question_answering import answer_questions, answerable, measure_answers
 from pixelbert.tasks.reasoning import judge_statements
 from pixelbert.tasks.retrieval import all_pairs_recall, score_all_pairs
 from pixelbert.tasks.scoring import shuffled_images
@@ -299,6 +299,8 @@ def evaluate_answers(run: Evaluation, chosen: Sequence[int], seed: int, question
             controls["shuffled"] = answer("answers_shuffled", images_of=shuffled)
             controls["blank"] = answer("answers_blank", blank=True)
         result |= measure_answers(run.corpus, answers, **controls)
+        result["answerable"] = answerable(run.corpus, chosen, run.model.answers)
+        result["answer_rule"] = run.corpus.answer_rule(chosen[0])
     by_id = {run.corpus.example_id(e): found for e, found in answers.items()}
     if questions is not None or not labelled:
         check_complete(run, by_id, questions)
@@ -448,6 +450,7 @@ def print_table(result: dict[str, Any]) -> None:
             "another photo / a blank one",
         )
     row("accuracy", "accuracy", figures("accuracy_shuffled", "accuracy_blank"), "photos shuffled / blank")
+    row("answerable questions", "answerable")
     row("consistency", "consistency")
     for key in result:
         if key.startswith("accuracy_") and key not in ("accuracy_shuffled", "accuracy_blank"):

@@ -235,11 +235,31 @@ def read_json(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise PixelBertError(json_error(path, error, len(text))) from None
+    except DuplicateKey as error:
+        raise PixelBertError(f"{path}: {error}, and which value is meant is not clear: keep one") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in thousands
         raise PixelBertError(f"{path} is not the JSON of a data set ({error}): download it again") from None
+
+
+class DuplicateKey(ValueError):
+    """A JSON object has a key twice."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for `object_pairs_hook`: Python's reader would take the last of two values without a word.
+
+    Raises:
+        DuplicateKey: a key stands twice; names it and the object.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DuplicateKey(f"the key {twice!r} stands twice in the object of {', '.join(map(repr, found))}"[:300])
+    return found
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -14,13 +14,12 @@ from rich.table import Table
 
 from pixelbert.bounds import ZERO_OR_MORE, bounded
 from pixelbert.errors import PixelBertError
-from pixelbert.files import read_array, read_json, read_text, write_json
-from pixelbert.metrics.nlvr2 import nlvr2_scores, sentence_group
+from pixelbert.files import DuplicateKey, read_array, read_json, read_text, unique_keys, write_json
+from pixelbert.metrics.nlvr2 import nlvr2_scores, sentence_group, truth_of
 from pixelbert.metrics.retrieval import fold_recall, recall_at_k
 from pixelbert.metrics.vqa import ANNOTATORS, vqa_scores
 
 Id = TypeVar("Id", bound=Hashable)
-TRUTH = {"true": True, "false": False}
 
 
 def score_vqa(questions: Path, annotations: Path, predictions: Path, json: Path | None = None) -> dict[str, Any]:
@@ -196,7 +195,9 @@ def labelled_examples(file: Path) -> Iterator[tuple[str, bool]]:
     """Identifier and label of each of NLVR2's examples."""
     for number, line in lines(file):
         try:
-            example = json_module.loads(line)
+            example = json_module.loads(line, object_pairs_hook=unique_keys)
+        except DuplicateKey as error:
+            raise PixelBertError(f"{file}, line {number}: {error}: keep one") from None
         except (ValueError, RecursionError) as error:
             raise PixelBertError(
                 f"{file}, line {number}: expected a JSON object ({error}). Was the file cut short? Copy or download "
@@ -224,8 +225,8 @@ def judged_examples(file: Path) -> Iterator[tuple[str, bool]]:
 
 
 def truth(file: Path, number: int, identifier: str, label: object) -> bool:
-    """What a label says, in capital letters or not, as the official script compares."""
-    known = label if isinstance(label, bool) else TRUTH.get(label.lower()) if isinstance(label, str) else None
+    """What a label says; see `truth_of`."""
+    known = truth_of(label)
     if known is None:
         raise PixelBertError(f"{file}, line {number}: identifier {identifier!r} has {label!r}, expected True or False")
     return known

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pixelbert.data.store import PreparedDataset
 from pixelbert.errors import PixelBertError
+from pixelbert.metrics.vqa import AnswerRule
 
 
 class Corpus:
@@ -128,6 +129,11 @@ class Corpus:
     def answers(self) -> list[str]:
         """The answer vocabulary of question answering: those of all data sets, in order of first appearance."""
         return list(dict.fromkeys(answer for data in self.datasets for answer in data.answers))
+
+    def answer_rule(self, example: int) -> AnswerRule:
+        """By which rule the answers to an example are compared: that of its data set."""
+        part, _ = self._locate(example)
+        return self._splits[part][0].answer_rule
 
     def target(self, example: int, column: str) -> Any:
         """What the task asks of an example: its `answers`, its `label`, ... (see `store.py`)."""

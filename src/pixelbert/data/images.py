@@ -1,8 +1,11 @@
 """Opening photos: whatever the file holds, an upright 8-bit RGB image comes out, or one clear `ImageError`.
 
 The paper's input (section 3.2) is raw pixels, so what stands here decides what the network sees: EXIF
-rotation is applied, transparency is laid on white, 16-bit greyscale is scaled (Pillow would clip it), the
-first frame stands for an animation.
+rotation is applied, transparency is laid on white, the first frame stands for an animation.
+
+The range of the pixels is what the file's header says: 8, 12 or 16 bits, of which 12 and 16 are scaled to 8. Where
+nothing says it (32-bit and floating-point pixels), or where it makes the photo nearly black (12-bit values in a file of
+16 bits), the image is refused: any guess could be wrong, and would be for each photo of a set in another way.
 """
 
 import io
@@ -12,10 +15,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from pixelbert.errors import PixelBertError
 
@@ -28,7 +31,9 @@ MAX_ASPECT = 20  # long side over short side; beyond it a resize leaves nothing 
 # Named so that Pillow never tries formats that start other programs (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-_ORIENTATION_TAG = 0x0112
+NEARLY_BLACK = 16  # no pixel of a photo of more than 8 bits is as bright as one part in so many of its range
+
+_ORIENTATION_TAG, _BITS_TAG, _SAMPLE_FORMAT_TAG, _PHOTOMETRIC_TAG = 0x0112, 258, 339, 262
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,10 +68,11 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
     """
     name = _name(source, where)
     with _quiet_pillow(), _header(source, name) as image, _pillow_errors(name):
+        range_ = _Range.of(image)
         image.load()
         orientation = _orientation(image)
         upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-        rgb = _to_rgb(upright, name)
+        rgb = _to_rgb(upright, range_, name)
         if rgb is source or rgb is image:
             rgb = image.copy()  # a plain image, without the file behind it
         rgb.info.clear()
@@ -94,6 +100,41 @@ def check_image(source: ImageSource, where: str = "") -> tuple[int, int]:
         ImageError: as `open_image`.
     """
     return open_image(source, where).size
+
+
+def image_of_array(array: np.ndarray) -> Image.Image:
+    """A Pillow image of the pixels in an array: 8 bits, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or black and white
+    as booleans.
+
+    Raises:
+        ImageError: it is of another type or shape. Nothing in an array says which range its numbers have, so none is
+            guessed; the message says how to make it 8 bits.
+    """
+    shape = " x ".join(map(str, array.shape)) or "a single number"
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        raise ImageError(f"the array is {shape}, colours first: give array.transpose(1, 2, 0)")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"the array is {shape}: give height x width, or height x width x 3, one photo an array")
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.dtype != np.uint8:
+        raise ImageError(f"the array has numbers of type {array.dtype}, of no agreed range. {_to_8_bits(array)}")
+    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _to_8_bits(array: np.ndarray) -> str:
+    """How to make an array of other numbers one of 8 bits."""
+    if array.dtype.kind not in "iuf" or not array.size:
+        return "Give 8 bits (uint8)"
+    least, most = array.min(), array.max()
+    if array.dtype.kind == "f" and least >= 0 and most <= 1:
+        return f"They are from {least:.3g} to {most:.3g}: if 1 is white, give (array * 255).round().astype('uint8')"
+    if least >= 0 and most <= 255:
+        return f"They are from {least:.3g} to {most:.3g}: if 255 is white, give array.round().astype('uint8')"
+    return (
+        f"They are from {least} to {most}: bring them from the range that they really have to 0..255, then give "
+        "array.round().astype('uint8')"
+    )
 
 
 def _name(source: ImageSource, where: str) -> str:
@@ -137,6 +178,10 @@ def _open_file(path: Path | str, name: str) -> io.BufferedReader:
         return Path(path).open("rb")
     except (FileNotFoundError, NotADirectoryError):
         raise MissingImageError(f"{name} does not exist: check the path, or download the image again") from None
+    except TypeError:
+        raise ImageError(
+            f"{name} is of type {type(path).__name__}: give a path, the bytes of a file or a Pillow image"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ImageError(f"{name} cannot be read ({reason}): check the path and its permissions") from error
@@ -180,22 +225,69 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+class _Range(NamedTuple):
+    """The range of an image's pixels, as its header says it.
+
+    Attributes:
+        bits: of a grey value or colour; None if nothing says them.
+        inverted: the least value is white, which Pillow leaves to others where there are more than 8 bits.
+    """
+
+    bits: int | None
+    inverted: bool = False
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "_Range":
+        """What is known before the pixels are decoded."""
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            bits, kinds = (image.tag_v2.get(tag) for tag in (_BITS_TAG, _SAMPLE_FORMAT_TAG))
+            unsigned = kinds is None or set(kinds) == {1}
+            return cls(max(bits) if bits and unsigned else None, image.tag_v2.get(_PHOTOMETRIC_TAG) == 0)
+        if image.mode == "I" and image.format not in ("PNG", "PPM"):  # where it holds 16 bits, always
+            return cls(None)
+        tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+        rows = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in tiles]
+        # A name such as "RGB;16B" in most formats; in PPM the greatest value.
+        deep = any(
+            ";16" in str(row[0]) or (image.format == "PPM" and isinstance(row[-1], int) and row[-1] > 255)
+            for row in rows
+            if row
+        )
+        return cls(16 if deep or image.mode.startswith("I") else 8)
+
+
+def _to_rgb(image: Image.Image, depth: _Range, name: str) -> Image.Image:
     mode = image.mode
-    if mode.startswith("I"):  # I;16, I;16B, I;16L, or I: 16 bits kept in 32
-        values = np.asarray(image)
-        if mode == "I" and (values.min() < 0 or values.max() > 65535):
-            raise ImageError(f"{name} has 32-bit pixels of no agreed range: save it as 8- or 16-bit, or leave it out")
-        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+    save = "Save it as 8-bit, from black to white as it should be seen, or leave it out"
     if mode == "F":
-        raise ImageError(f"{name} has floating-point pixels of no agreed range: save it as 8-bit, or leave it out")
+        raise ImageError(f"{name} has floating-point pixels of no agreed range. {save}")
+    if mode.startswith("I"):
+        if depth.bits not in (12, 16):
+            raise ImageError(f"{name} has 32-bit or signed pixels of no agreed range. {save}")
+        most = 2**depth.bits - 1
+        values = np.asarray(image).astype(np.uint32)
+        _check_bright(int(values.max()), most, depth.bits, name, save)
+        values = most - values if depth.inverted else values
+        return Image.fromarray(((values * 255 + most // 2) // most).astype(np.uint8)).convert("RGB")
     if mode == "La":
         image = image.convert("LA")
+    rgb = image.convert("RGB")
+    if depth.bits == 16:  # of which Pillow has kept the upper eight
+        _check_bright(int(np.asarray(rgb).max()), 255, 16, name, save)
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
         return canvas.convert("RGB")
-    return image.convert("RGB")
+    return rgb
+
+
+def _check_bright(brightest: int, most: int, bits: int, name: str, save: str) -> None:
+    """Refuses an image of more than 8 bits that is nearly black; all black it may be."""
+    if 0 < brightest * NEARLY_BLACK <= most + NEARLY_BLACK:  # what 4,095 of 65,535 are when they are rounded, too
+        raise ImageError(
+            f"{name} is of {bits} bits and would be nearly black: its brightest pixel has {brightest / most:.1%} of "
+            f"the range. It may hold fewer bits, such as 12 in a file of 16. {save}"
+        )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from pixelbert.data.images import ImageError, MissingImageError, check_image
+from pixelbert.data.photo_folder import PhotoFolder
 from pixelbert.data.sources.answers import Coverage
 from pixelbert.data.sources.common import (
     ImageFile,
@@ -53,7 +54,7 @@ class Summary:
         skipped: bad items by problem.
         left_out: sound items that were left out on purpose, by reason.
         task: what the examples are for.
-        notes: what else a reader should know: the answers, the counts beside the paper's.
+        notes: what else a reader should know: how the files were read, the answers, the counts beside the paper's.
     """
 
     output: Path
@@ -137,8 +138,10 @@ def prepare(
             "pixelbert": _version(),
         }
         if run.coverage is not None:
-            writer.manifest |= {"answers": run.coverage.answers, "annotated": run.coverage.counts}
-            run.summary.notes.append(str(run.coverage))
+            run.coverage.check()
+            writer.manifest |= run.coverage.manifest
+            run.summary.notes += run.coverage.notes()
+        writer.manifest["notes"] = list(run.summary.notes)
         run.summary.notes += beside_table1(reading.name, run.summary.splits)
     report.unlink(missing_ok=True)  # what an earlier attempt had left there
     print(run.summary)
@@ -157,11 +160,12 @@ class _Run:
     """The state of one preparation: what was seen, and what was made of it."""
 
     def __init__(self, writer: DatasetWriter, folder: Path, summary: Summary, strict: bool, embed_images: bool) -> None:
-        self.writer, self.folder, self.summary = writer, folder, summary
+        self.writer, self.folder, self.summary = writer, PhotoFolder(folder), summary
         self.strict, self.embed_images = strict, embed_images
         self.bad: Counter[str] = Counter()  # by item: image, sentence
         self.listed: list[dict[str, Any]] = []
-        self.missing = 0
+        self.missing = self.missing_by_spelling = 0
+        self.other_form: set[str] = set()  # ids of images that were found under another Unicode form of their names
         self.images: dict[str, tuple[str, str]] = {}  # image id -> path, split
         self.owner: dict[str, str] = {}  # path -> image id
         self.sentences: set[tuple[str, str]] = set()  # id, and the split if it is a part of another
@@ -169,13 +173,13 @@ class _Run:
 
     def take(self, reading: Reading, limit: int | None) -> None:
         """Handles the records in order while a few images ahead are being decoded."""
-        self.coverage = None if reading.answers is None else Coverage(reading.answers)
+        self.coverage = None if reading.answers is None else Coverage(reading.answers, reading.answer_rule)
         workers = min(8, os.cpu_count() or 1)
         with ThreadPoolExecutor(workers) as pool:
             waiting: deque[tuple[ImageRecord | Skip, list[_Photo]]] = deque()
             try:
                 for record in track(reading.records, f"Preparing {reading.name}", reading.total):
-                    files = () if isinstance(record, Skip) else record.images
+                    files = [] if isinstance(record, Skip) else list(map(self._stored, record.images))
                     waiting.append((record, [(image, self._submit(pool, image)) for image in files]))
                     if len(waiting) >= 4 * workers:
                         self._handle(*waiting.popleft())
@@ -186,11 +190,24 @@ class _Run:
             finally:
                 pool.shutdown(cancel_futures=True)
         self.summary.left_out.update(reading.left_out)
+        self.summary.notes += reading.notes
+        found = len(self.other_form & self.images.keys())
+        if found:
+            self.summary.notes.append(f"photos found under another Unicode form of their names (NFC, NFD): {found:,}")
+
+    def _stored(self, image: ImageFile) -> ImageFile:
+        """The image under the path that the folder has it under."""
+        if unsafe_path(image.path):
+            return image
+        path = self.folder.stored(image.path)
+        if path != image.path:
+            self.other_form.add(image.image_id)
+        return image._replace(path=path)
 
     def _submit(self, pool: ThreadPoolExecutor, image: ImageFile) -> "Future[_Facts] | None":
         if unsafe_path(image.path):
             return None
-        return pool.submit(_facts, self.folder / image.path, self.embed_images)
+        return pool.submit(_facts, self.folder.folder / image.path, self.embed_images)
 
     def _handle(self, record: ImageRecord | Skip, photos: "list[_Photo]") -> None:
         if isinstance(record, Skip):
@@ -213,7 +230,7 @@ class _Run:
         for image, facts in new:
             assert facts is not None
             width, height, data, sha256 = facts.result()
-            path = image.path if self.embed_images else str(self.folder / image.path)
+            path = image.path if self.embed_images else str(self.folder.folder / image.path)
             self.writer.add_image(image.image_id, path=path, data=data, width=width, height=height, sha256=sha256)
             file = str(PurePosixPath(image.path))
             self.images[image.image_id] = (file, record.split)
@@ -261,7 +278,9 @@ class _Run:
             facts.result()
         except MissingImageError as error:
             self.missing += 1
-            return "missing image file", str(error)
+            advice = self.folder.advice(image.path)
+            self.missing_by_spelling += bool(advice)
+            return "missing image file", advice or str(error)
         except ImageError as error:
             return "unusable image", str(error)
         return None
@@ -294,7 +313,8 @@ class _Run:
         """Refuses a data set of which too much is bad or nothing is left; the list lies beside the output."""
         seen = self.summary.seen
         if not self.images and self.missing and self.missing == self.bad["image"]:
-            complaint = f"none of the {self.missing:,} images is in {self.folder}: check --images"
+            what = "read below what is wrong with the paths" if self.missing_by_spelling else "check --images"
+            complaint = f"none of the {self.missing:,} images is in {self.folder.folder}: {what}"
         elif any(bad / seen[item] > max_bad for item, bad in self.bad.items() if bad):
             shares = " and ".join(
                 f"{self.bad[item]:,} of {seen[item]:,} {item}s ({self.bad[item] / seen[item]:.1%})"

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from pixelbert.data.images import open_image
+from pixelbert.data.images import image_of_array, open_image
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.pixels import REDUCTION
 
@@ -106,9 +106,7 @@ class PixelBertImageProcessor(BaseImageProcessor):
 
     def to_tensor(self, image: ImageInput) -> Tensor:
         """One image to a normalised tensor (3, H, W)."""
-        if isinstance(image, np.ndarray):
-            image = PIL.Image.fromarray(image)
-        image = open_image(image)
+        image = open_image(image_of_array(image) if isinstance(image, np.ndarray) else image)
         size = self.size_for(*image.size)
         if image.size != size:
             image = image.resize(size, PIL.Image.Resampling.BILINEAR)

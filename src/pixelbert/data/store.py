@@ -3,7 +3,8 @@
     DIR/images-00000.parquet    image_id, path or bytes, width, height (upright, in pixels), sha256 of the photo's file
     DIR/{split}-00000.parquet   example_id, image_ids, text, and the columns of the task
     DIR/dataset.json            name, task, version, counts, sources, options, each file's size and checksum;
-                                for question answering also `answers`, the answers that a model chooses from
+                                for question answering also `answers`, the answers that a model chooses from, and
+                                `answer_rule`, how answers are compared (the official rule if it is not there)
     DIR/skipped.jsonl           one JSON object for every item that was left out
 
 The task says what an example's sentence is, and which columns it has beside the first three:
@@ -20,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from pixelbert.data.derived_file import DerivedFile
 from pixelbert.data.images import ImageError, open_image
 from pixelbert.errors import PixelBertError
 from pixelbert.files import file_sha256
+from pixelbert.metrics.vqa import ANSWER_RULES, AnswerRule
 
 VERSION = 1
 MANIFEST = "dataset.json"
@@ -146,6 +149,13 @@ class PreparedDataset:
                 "with `pixelbert prepare vqa2` or `vqa-csv`"
             )
         return list(self.manifest["answers"])
+
+    @property
+    def answer_rule(self) -> AnswerRule:
+        """By which rule answers are compared, in training and in measuring. Data sets that don't say it are older than
+        the others and go by the official one."""
+        rule: AnswerRule = self.manifest.get("answer_rule", "official")
+        return rule
 
     @property
     def splits(self) -> list[str]:
@@ -318,6 +328,12 @@ def _check_manifest(folder: Path, manifest: Any) -> None:
         answers = manifest.get("answers")
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             raise PixelBertError(f"{folder / MANIFEST} lacks 'answers', the list that a model chooses from: {again}")
+        rule = manifest.get("answer_rule", "official")
+        if rule not in tuple(ANSWER_RULES):
+            raise PixelBertError(
+                f"{folder} compares answers by the rule {rule!r}, and this pixelbert knows {', '.join(ANSWER_RULES)}: "
+                f"update pixelbert, or {again} with this one"
+            )
     for file, facts in manifest["files"].items():
         path = folder / file
         if not TABLE_FILE.fullmatch(file) or not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
@@ -393,14 +409,29 @@ def _write_arrow(arrow: DerivedFile, paths: list[Path], checksums: list[str], sc
             for path, checksum in zip(paths, checksums, strict=True):
                 if file_sha256(path) != checksum:
                     raise PixelBertError(f"{path} is not as it was written: copy the whole folder again")
-                most = UNPACKED * path.stat().st_size + (64 << 20)
-                for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS_AT_ONCE):
-                    most -= batch.nbytes
-                    if most < 0:
-                        raise PixelBertError(f"{path} unpacks to more than {UNPACKED} times its size: leave it out")
+                for batch in _batches(path):
                     _check_rows(path, batch, schema)
                     stream.write_batch(batch.cast(written))
         arrow.vouch(partial)
         partial.replace(arrow.path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of a parquet file.
+
+    Raises:
+        PixelBertError: it unpacks to far more than its size.
+    """
+    most = UNPACKED * path.stat().st_size + (64 << 20)
+    large = PixelBertError(f"{path} unpacks to more than {UNPACKED} times its size: leave it out")
+    table = pq.ParquetFile(path)
+    groups = range(table.metadata.num_row_groups)
+    if sum(table.metadata.row_group(i).total_byte_size for i in groups) > most:
+        raise large  # before a page of gigabytes is unpacked for its first rows
+    for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
+        most -= batch.nbytes
+        if most < 0:
+            raise large
+        yield batch

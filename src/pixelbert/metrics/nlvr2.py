@@ -37,6 +37,14 @@ def nlvr2_scores(predictions: Mapping[str, bool], labels: Mapping[str, bool]) ->
     }
 
 
+def truth_of(label: object) -> bool | None:
+    """What a label of NLVR2 says: true or false, as JSON or as text in any capitals, as the official script compares;
+    None if it says neither."""
+    if isinstance(label, str):
+        return {"true": True, "false": False}.get(label.lower())
+    return label if isinstance(label, bool) else None
+
+
 def sentence_group(identifier: str) -> str:
     """What the examples of one sentence share: of split-set-pair-sentence, all but the pair.
 

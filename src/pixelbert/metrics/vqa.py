@@ -7,15 +7,19 @@ scores are averaged. Answers are normalised first, but only if the ten are not a
 matched by "The cat" alone, neither by "cat" nor by "the cat".
 
 Here the evaluator's rules stand as Python 3 runs them: its "digit" is any digit of Unicode.
+
+These rules are made for VQA's answers. Of others they lose what matters: "-5" becomes "5", "C++" becomes "c", "A"
+becomes nothing. So a data set says by which of `ANSWER_RULES` its answers are compared; a user's own have a mild one.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 Id = TypeVar("Id", bound=Hashable)
 
@@ -74,6 +78,20 @@ def clean(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=1 << 16)
+def mild_answer(answer: str) -> str:
+    """An answer in lower case, with single spaces and none around it: "  Two  Dogs" -> "two dogs", "-5" -> "-5"."""
+    return " ".join(unicodedata.normalize("NFC", answer).lower().split())
+
+
+AnswerRule = Literal["official", "mild", "exact"]
+ANSWER_RULES: dict[AnswerRule, Callable[[str], str]] = {
+    "official": normalise_answer,  # VQA's evaluator
+    "mild": mild_answer,  # capitals and spaces don't count
+    "exact": clean,  # as it is written
+}
+
+
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """The official accuracy of one prediction.
 
@@ -95,22 +113,27 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return agreement(answers.count(prediction), ANNOTATORS)
 
 
-def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """The accuracy of one prediction where a data set has its own number of answers a question.
+def answer_accuracy(prediction: str, answers: Sequence[str], rule: AnswerRule = "official") -> float:
+    """The accuracy of one prediction where a data set has its own number of answers a question, or its own rule.
 
-    With ten answers this is `vqa_accuracy`. With n others it is the share that min(3, n) of them make, at most 1, all
-    normalised; with a single answer it is therefore exact match after normalisation.
+    With ten answers and the official rule this is `vqa_accuracy`. Otherwise all are normalised, and an answer scores as
+    in `agreement`: with a single annotator by exact match after normalisation.
+
+    Args:
+        rule: by which answers are compared.
 
     Raises:
         ValueError: no answers.
     """
-    if len(answers) == ANNOTATORS:
+    if rule == "official" and len(answers) == ANNOTATORS:
         return vqa_accuracy(prediction, answers)
-    normalised = [normalise_answer(answer) for answer in answers]
-    return agreement(normalised.count(normalise_answer(prediction)), len(answers))
+    normalise = ANSWER_RULES[rule]
+    return agreement([normalise(answer) for answer in answers].count(normalise(prediction)), len(answers))
 
 
-def soft_targets(answers: Sequence[str], vocabulary_index: Mapping[str, int]) -> dict[int, float]:
+def soft_targets(
+    answers: Sequence[str], vocabulary_index: Mapping[str, int], rule: AnswerRule = "official"
+) -> dict[int, float]:
     """What each answer of a vocabulary would score on one question: the targets of binary cross-entropy.
 
     Unlike the metric, this always normalises: where ten people say "A cat", "cat" is the answer to learn.
@@ -118,11 +141,12 @@ def soft_targets(answers: Sequence[str], vocabulary_index: Mapping[str, int]) ->
     Args:
         answers: of the annotators, ten or any other number.
         vocabulary_index: normalised answer -> its place.
+        rule: by which answers are normalised.
 
     Returns:
         Place -> score in (0, 1], of the vocabulary's answers that an annotator gave; all others have 0.
     """
-    counts = Counter(normalise_answer(answer) for answer in answers)
+    counts = Counter(map(ANSWER_RULES[rule], answers))
     return {
         vocabulary_index[answer]: agreement(count, len(answers))
         for answer, count in counts.items()
@@ -131,7 +155,8 @@ def soft_targets(answers: Sequence[str], vocabulary_index: Mapping[str, int]) ->
 
 
 def agreement(count: int, annotators: int) -> float:
-    """The score of an answer that `count` of so many annotators gave."""
+    """The score of an answer that `count` of so many annotators gave: of ten the official one; of n others the share
+    that they are of min(3, n), at most 1."""
     if annotators < 1:
         raise ValueError("a question without answers has no score")
     if annotators != ANNOTATORS:

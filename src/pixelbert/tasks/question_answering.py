@@ -23,7 +23,7 @@ from pixelbert.data.sampler import Draw
 from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import load_checkpoint
-from pixelbert.metrics.vqa import answer_accuracy, soft_targets
+from pixelbert.metrics.vqa import ANSWER_RULES, answer_accuracy, soft_targets
 from pixelbert.model.fine_tuning import PixelBertForQuestionAnswering
 from pixelbert.tasks.scoring import score_examples, shuffled_images
 from pixelbert.tasks.sentences import names_a_side
@@ -154,10 +154,10 @@ class QuestionData(StepData[Question]):
         questions = [self.corpus.text(draw.example) for draw in draws]
         rows = []
         for draw, question, ids in zip(draws, questions, self.tokens(questions), strict=True):
-            answers = self.corpus.target(draw.example, "answers")
+            answers, rule = self.corpus.target(draw.example, "answers"), self.corpus.answer_rule(draw.example)
             one_sided = any(map(names_a_side, [question, *answers]))
             view = self.view(draw, int(self.corpus.image_of[draw.example]), one_sided=one_sided)
-            rows.append(Question(draw.example, view, ids, soft_targets(answers, self._index)))
+            rows.append(Question(draw.example, view, ids, soft_targets(answers, self._index, rule)))
         return rows
 
     def collate(self, rows: Sequence[Question]) -> dict[str, Any]:
@@ -183,12 +183,31 @@ def measure_answers(corpus: Corpus, predicted: dict[int, str], **controls: dict[
 
     Questions whose answer is not in the vocabulary count as wrong; none is left out.
     """
-    facts = {e: (corpus.target(e, "answers"), corpus.target(e, "answer_type")) for e in predicted}
-    scores = {e: answer_accuracy(predicted[e], answers) for e, (answers, _) in facts.items()}
+    types = {e: corpus.target(e, "answer_type") for e in predicted}
+    scores = answer_scores(corpus, predicted)
     result = {"accuracy": float(np.mean(list(scores.values())))}
     for name, answers in controls.items():
-        result[f"accuracy_{name}"] = float(np.mean([answer_accuracy(answers[e], facts[e][0]) for e in predicted]))
-    for kind in sorted({kind for _, kind in facts.values() if kind}):
+        result[f"accuracy_{name}"] = float(np.mean(list(answer_scores(corpus, answers).values())))
+    for kind in sorted({kind for kind in types.values() if kind}):
         name = kind.replace("/", "_").replace(" ", "_")
-        result[f"accuracy_{name}"] = float(np.mean([scores[e] for e, fact in facts.items() if fact[1] == kind]))
+        result[f"accuracy_{name}"] = float(np.mean([scores[e] for e, its_kind in types.items() if its_kind == kind]))
     return result
+
+
+def answer_scores(corpus: Corpus, predicted: dict[int, str]) -> dict[int, float]:
+    """The accuracy of each answer, compared with those of the example by the rule of its data set."""
+    return {
+        e: answer_accuracy(answer, corpus.target(e, "answers"), corpus.answer_rule(e))
+        for e, answer in predicted.items()
+    }
+
+
+def answerable(corpus: Corpus, examples: Sequence[int], answers: Sequence[str]) -> float:
+    """The share of questions of which one of a model's answers is right, by the rules of their data sets."""
+    known = {rule: frozenset(map(normalise, answers)) for rule, normalise in ANSWER_RULES.items()}
+    right = [
+        any(ANSWER_RULES[rule](answer) in known[rule] for answer in corpus.target(e, "answers"))
+        for e in examples
+        for rule in [corpus.answer_rule(e)]
+    ]
+    return float(np.mean(right))

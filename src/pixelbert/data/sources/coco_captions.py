@@ -1,6 +1,5 @@
 """COCO's official captions JSON (captions_train2017.json, say), and other data sets of the same form."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pixelbert.data.sources.common import (
     require,
     short,
 )
+from pixelbert.data.sources.words import is_missing, split_in_name
 from pixelbert.errors import PixelBertError
 
 FORMAT = "COCO captions JSON"
@@ -31,7 +31,7 @@ class CocoCaptions:
     Attributes:
         json: captions_val2014.json or another of its form.
         images: the folder that the file names in the JSON start from, such as val2014.
-        split: what to call the split; taken from the file's name if left out.
+        split: what to call the split; if left out, what a whole word of the file's name says: train, val or test.
         name: the data set's name, for data of the same form that is not COCO.
     """
 
@@ -47,14 +47,15 @@ class CocoCaptions:
     def read(self) -> Reading:
         """Opens the JSON; see `Source`."""
         path = Path(self.json)
-        name, split = check_name(self.name), self.split or _split_of(path)
+        name, split = check_name(self.name), self.split or split_in_name(path)
+        notes = [] if self.split else [f"split: {split}, after the name of {path.name} (--split says another)"]
         data = read_json(path)
         require(data, path, dict, {"images": list, "annotations": list}, FORMAT)
         for key in ("images", "annotations"):
             if not data[key]:
                 raise PixelBertError(f"{path}: {key!r} is an empty array: download the file again")
         total = len(data["images"])
-        return Reading(name, self._records(name, split, data["images"], data["annotations"]), total)
+        return Reading(name, self._records(name, split, data["images"], data["annotations"]), total, notes=notes)
 
     def _records(
         self, name: str, split: str, images: list[Any], annotations: list[Any]
@@ -66,6 +67,10 @@ class CocoCaptions:
             problem = _problem(item, ("id", "image_id"), ("caption",))
             if problem:
                 yield Skip("sentence", "malformed sentence entry", problem, where)
+                continue
+            if is_missing(item["caption"]):
+                reason = f"{short(item['caption'])} marks a missing value"
+                yield Skip("sentence", "no caption", reason, where, bad=False)
                 continue
             sentence = Sentence(f"{name}:{as_id(item['id'])}", item["caption"], where)
             sentences.setdefault(str(as_id(item["image_id"])), []).append(sentence)
@@ -82,13 +87,6 @@ class CocoCaptions:
             for sentence in orphans:
                 reason = f"image_id {number} is not among the file's images"
                 yield Skip("sentence", "sentence of an unknown image", reason, sentence.where)
-
-
-def _split_of(path: Path) -> str:
-    found = re.search(r"(train|val|test)(?:[-_]?\d{4})?(?![a-z])", path.stem)
-    if found is None:
-        raise PixelBertError(f"{path}: the file's name does not tell the split: give --split")
-    return found.group(1)
 
 
 def _problem(item: Any, ids: tuple[str, ...], others: tuple[str, ...]) -> str:

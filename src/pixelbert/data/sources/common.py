@@ -11,6 +11,7 @@ from pixelbert.data.store import CAPTIONS
 from pixelbert.errors import PixelBertError
 from pixelbert.files import read_json as read_json
 from pixelbert.files import read_text as read_text
+from pixelbert.metrics.vqa import AnswerRule
 
 
 class Where(NamedTuple):
@@ -81,8 +82,10 @@ class Reading:
         total: how many records there will be, if that is known.
         task: what the sentences are for, a key of `store.TARGETS`.
         answers: for question answering, the answers that a model is to choose from.
+        answer_rule: by which the annotators' answers are compared with these.
         left_out: items that are left out on purpose and are too many to list each, counted by reason while
             the records are read.
+        notes: what else a person should know of how the files were read; complete when the records are read.
     """
 
     name: str
@@ -90,7 +93,9 @@ class Reading:
     total: int | None = None
     task: str = CAPTIONS
     answers: list[str] | None = None
+    answer_rule: AnswerRule = "official"
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
 class Source(Protocol):

@@ -1,5 +1,6 @@
 """`--exclude`: photos that are left out of a data set, for they are to be shown or measured later."""
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Exclusion:
 
     def skip(self, photo: str, where: Where) -> Skip | None:
         """The photo at this path as one that is left out; None if it stays."""
-        entries = [entry for entry, files in self._files.items() if Path(photo).name in files]
+        entries = [entry for entry, files in self._files.items() if file_name(photo) in files]
         if not entries:
             return None
         self._unmatched.difference_update(entries)
@@ -45,19 +46,24 @@ class Exclusion:
             )
 
 
+def file_name(path: str) -> str:
+    """A photo's file name, the same in every Unicode form."""
+    return unicodedata.normalize("NFC", Path(path).name)
+
+
 def files_of(source: str) -> set[str]:
     """The file names of the photos in splits of a prepared data set, given as DIR:SPLIT,SPLIT."""
     folder, splits = split_source(source)
     data = PreparedDataset.open(folder)
     ids = {image for split in splits for row in data.examples(split)["image_ids"] for image in row}
     names, paths = (data.images.data.column(column).to_pylist() for column in ("image_id", "path"))
-    return {Path(path).name for name, path in zip(names, paths, strict=True) if name in ids and path}
+    return {file_name(path) for name, path in zip(names, paths, strict=True) if name in ids and path}
 
 
 def _files_in(entry: str) -> set[str]:
     if ":" in entry and not Path(entry).is_dir():
         return files_of(entry)
-    files = {file.name for file in Path(entry).rglob("*") if file.is_file()}
+    files = {file_name(file.name) for file in Path(entry).rglob("*") if file.is_file()}
     if not files:
         raise PixelBertError(
             f"{entry} is no folder with files: --exclude takes folders of photos, and splits of prepared data sets "

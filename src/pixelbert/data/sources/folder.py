@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixelbert.data.sources.common import ImageRecord, Reading, Sentence, Skip, check_name
-from pixelbert.data.sources.tables import Form, HashSplit, ImageRows, Row, read_table
+from pixelbert.data.sources.common import ImageRecord, Reading, Sentence, Skip, check_name, short
+from pixelbert.data.sources.tables import Form, HashSplit, ImageRows, Row, first_value, read_table
+from pixelbert.data.sources.words import is_missing
 from pixelbert.errors import PixelBertError
 
 TEXT_COLUMNS = ("text", "caption")
@@ -14,14 +15,14 @@ FORM = Form("a table with the columns image, text (or caption) and, if you like,
 
 @dataclass(kw_only=True)
 class Folder:
-    """A folder of photos with captions.csv or captions.jsonl: image, text (or caption), perhaps split.
+    """A folder of photos with captions.csv, captions.tsv or captions.jsonl: image, text (or caption), perhaps split.
 
     Without a split column every image is put into train, val or test by a hash of its name, all its captions
     with it; so an image keeps its place when others are added.
 
     Attributes:
         images: the folder of the photos; the column `image` holds paths relative to it.
-        captions: the table, .csv or .jsonl; captions.csv or captions.jsonl in the folder if left out.
+        captions: the table, .csv, .tsv or .jsonl; captions.csv, .tsv or .jsonl in the folder if left out.
         val: share of the images that go to the split "val".
         test: share of the images that go to the split "test".
         seed: another number gives another random split.
@@ -43,27 +44,32 @@ class Folder:
         """Opens the table; see `Source`."""
         split_of = HashSplit(self.val, self.test, self.seed)
         name = check_name(self.name)
-        rows = read_table(self._table(), FORM)
-        return Reading(name, self._records(ImageRows(name, FORM, split_of), rows))
+        notes: list[str] = []
+        rows = read_table(self._table(), FORM, notes)
+        return Reading(name, self._records(ImageRows(name, FORM, split_of), rows, notes), notes=notes)
 
     def _table(self) -> Path:
         if self.captions is None:
-            for table in ("captions.csv", "captions.jsonl"):
+            for table in ("captions.csv", "captions.tsv", "captions.jsonl"):
                 if (Path(self.images) / table).is_file():
                     return Path(self.images) / table
             raise PixelBertError(
-                f"{self.images} holds no captions.csv or captions.jsonl: name the table with --captions"
+                f"{self.images} holds no captions.csv, captions.tsv or captions.jsonl: name the table with --captions"
             )
         return Path(self.captions)
 
-    def _records(self, images: ImageRows, rows: list[Row]) -> Iterator[ImageRecord | Skip]:
+    def _records(self, images: ImageRows, rows: list[Row], notes: list[str]) -> Iterator[ImageRecord | Skip]:
         for where, row in rows:
             record = images.place(where, row)
             if isinstance(record, Skip):
                 yield record
                 continue
             assert isinstance(row, dict)
-            text = next((row[column] for column in TEXT_COLUMNS if column in row), None)
+            text = first_value(row, TEXT_COLUMNS)
+            if is_missing(text):
+                yield Skip("sentence", "no caption", f"{short(text)} marks a missing value", where, bad=False)
+                continue
             sentence_id = f"{record.images[0].image_id}#{len(record.sentences)}"
             record.sentences.append(Sentence(sentence_id, text, where))
+        notes += images.notes()
         yield from images.records.values()

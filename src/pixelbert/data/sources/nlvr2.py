@@ -19,9 +19,9 @@ from pixelbert.data.sources.common import (
 from pixelbert.data.sources.tables import jsonl_rows
 from pixelbert.data.store import REASONING
 from pixelbert.errors import PixelBertError
+from pixelbert.metrics.nlvr2 import truth_of
 
 IDENTIFIER = re.compile(r"((train|dev|test1|test2)-\d+-\d+)-\d+")  # split, set of photos, pair, sentence
-LABELS = {"True": True, "False": False}
 HIDDEN = "test2"  # its labels were not public before 2022
 
 
@@ -73,8 +73,8 @@ class Nlvr2:
                 names = (f"{pair}-img0", f"{pair}-img1")  # left, right
                 files = tuple(ImageFile(f"nlvr2:{name}", f"{folder}/{name}.png") for name in names)
                 pairs[pair] = ImageRecord(files, split, where)
-            label = LABELS[str(row["label"])] if row.get("label") is not None else None
-            sentence = Sentence(f"nlvr2:{identifier}", row.get("sentence"), where, {"label": label})
+            targets = {"label": truth_of(row.get("label"))}
+            sentence = Sentence(f"nlvr2:{identifier}", row.get("sentence"), where, targets)
             pairs[pair].sentences.append(sentence)
 
     def _folder(self, pair: str, split: str, directory: Any) -> str:
@@ -96,7 +96,7 @@ def _problem(row: dict[str, object]) -> tuple[str, str] | None:
         if identifier.startswith(HIDDEN):
             return None
         return "no label", f"{identifier} has no label, and only {HIDDEN} may lack it"
-    if not isinstance(label, str) or label not in LABELS:
+    if truth_of(label) is None:
         return "label neither True nor False", f"the label of {identifier} is {short(label)}"
     return None
 

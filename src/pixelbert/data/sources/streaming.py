@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from pixelbert.errors import PixelBertError
+from pixelbert.files import DuplicateKey, unique_keys
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _CHUNK = 1 << 20  # characters
+DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def iter_json_array(
@@ -62,7 +64,7 @@ class _Elements:
     def array_of_object(self, key: str, others: dict[str, Any]) -> Iterator[Any]:
         """The elements of the array under `key` in the object that follows; its other entries go to `others`."""
         self._open("{", "an object", "the top")
-        found = False
+        names: set[str] = set()
         while True:
             if self._next_character() != '"':
                 self._fail("expected a key in quotes")
@@ -70,15 +72,17 @@ class _Elements:
             if self._next_character() != ":":
                 self._fail("expected ':'")
             self.position += 1
+            if name in names:
+                self._twice(f"the key {name!r} stands twice at the top")
+            names.add(name)
             if name == key:
-                found = True
                 yield from self.array(f"the key {key!r}")
             else:
                 self._next_character()
                 others[name] = self._element()
             if self._separator("}"):
                 break
-        if not found:
+        if key not in names:
             raise PixelBertError(f"{self.path}: expected {self.expected}, and the key {key!r} is missing at the top")
 
     def end(self) -> None:
@@ -110,7 +114,7 @@ class _Elements:
         size = _CHUNK
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self.buffer, self.position)
+                value, end = DECODER.raw_decode(self.buffer, self.position)
                 length = end - self.position  # reading moves the position
                 if end < len(self.buffer) or not self._read(size):  # a number may go on in the next chunk
                     self.position += length
@@ -122,6 +126,8 @@ class _Elements:
                     self.position += offset
                     unfinished = error.msg.startswith("Unterminated string")
                     self._fail("" if unfinished or self.position >= len(self.buffer) - 1 else error.msg)
+            except DuplicateKey as error:
+                self._twice(str(error))
             except (ValueError, RecursionError) as error:
                 self._fail(str(error))
             size *= 2  # so that one huge element is not parsed again for every chunk
@@ -157,6 +163,12 @@ class _Elements:
         if lines == 0:
             return self.line, self.column + position
         return self.line + lines, position - self.buffer.rindex("\n", 0, position)
+
+    def _twice(self, message: str) -> NoReturn:
+        line, column = self._place(self.position)
+        raise PixelBertError(
+            f"{self.path}, line {line}, column {column}: {message}, and which value is meant is not clear: keep one"
+        )
 
     def _fail(self, message: str) -> NoReturn:
         cut = not message or self.position >= len(self.buffer)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixelbert.data.sources.answers import read_answers
+from pixelbert.data.sources.answers import list_rule, read_answers
 from pixelbert.data.sources.common import (
     ImageFile,
     ImageRecord,
@@ -24,7 +24,7 @@ from pixelbert.data.sources.leaks import TestedImages, tested_images
 from pixelbert.data.sources.streaming import iter_json_array
 from pixelbert.data.store import QUESTION_ANSWERING
 from pixelbert.errors import PixelBertError
-from pixelbert.metrics.vqa import normalise_answer
+from pixelbert.metrics.vqa import ANSWER_RULES, AnswerRule
 
 REGIONS = "Visual Genome's region_descriptions.json"
 QUESTION_ANSWERS = "Visual Genome's question_answers.json"
@@ -71,7 +71,9 @@ class _Genome:
         path = Path(self.image_data)
         rows = read_json(path)
         require(rows, path, list, {}, IMAGE_DATA)
-        facts = {str(as_id(row.get("image_id"))): row for row in rows if isinstance(row, dict)}
+        # Version 1.0 has `id` where later ones have `image_id`.
+        facts = {str(as_id(row.get("image_id", row.get("id")))): row for row in rows if isinstance(row, dict)}
+        facts.pop("None", None)
         if not any("coco_id" in row for row in facts.values()):
             raise PixelBertError(f"{path}: expected {IMAGE_DATA}, an array of objects with image_id and coco_id")
         return facts
@@ -140,7 +142,8 @@ class VisualGenome(_Genome):
                 if problem:
                     yield Skip("sentence", "malformed sentence entry", problem, here)
                 else:
-                    record.sentences.append(Sentence(f"vg:{as_id(region['region_id'])}", region["phrase"], here))
+                    number = as_id(region[_id_key(region, "region_id")])
+                    record.sentences.append(Sentence(f"vg:{number}", region["phrase"], here))
             yield record
 
 
@@ -148,7 +151,8 @@ class VisualGenome(_Genome):
 class VisualGenomeQa(_Genome):
     """Visual Genome's questions and answers, all in the split "train": more to train question answering on.
 
-    Each has one answer. Kept are those whose normalised answer is among the answers that the model chooses from.
+    Each has one answer. Kept are those whose normalised answer is among the answers that the model chooses from,
+    compared by VQA's rule, or by that of the prepared data set which they are taken from.
     Images that evaluation splits of other data sets use are left out.
 
     Attributes:
@@ -165,17 +169,19 @@ class VisualGenomeQa(_Genome):
 
     def read(self) -> Reading:
         """Opens the JSON; see `Source`."""
-        answers = read_answers(self.answers)
+        rule = list_rule(self.answers) or "official"
+        answers = read_answers(self.answers, rule)
         tested, facts = self._tested(), self._facts()
         left_out: Counter[str] = Counter()
-        records = self._records(facts, tested, frozenset(answers), left_out)
-        return Reading("vg-qa", records, len(facts), QUESTION_ANSWERING, answers, left_out)
+        records = self._records(facts, tested, frozenset(answers), rule, left_out)
+        return Reading("vg-qa", records, len(facts), QUESTION_ANSWERING, answers, rule, left_out)
 
     def _records(
         self,
         facts: dict[str, dict[str, Any]],
         tested: TestedImages,
         known: frozenset[str],
+        rule: AnswerRule,
         left_out: Counter[str],
     ) -> Iterator[ImageRecord | Skip]:
         for entry in self._entries(Path(self.question_answers), "qas", QUESTION_ANSWERS, facts, tested):
@@ -190,11 +196,12 @@ class VisualGenomeQa(_Genome):
                     problem = f"'answer' is {short(pair['answer'])}, not text"
                 if problem:
                     yield Skip("sentence", "malformed sentence entry", problem, here)
-                elif normalise_answer(pair["answer"]) not in known:
+                elif ANSWER_RULES[rule](pair["answer"]) not in known:
                     left_out["question whose answer is not among the answers"] += 1
                 else:
                     targets = {"answers": [pair["answer"]]}
-                    record.sentences.append(Sentence(f"vg-qa:{as_id(pair['qa_id'])}", pair["question"], here, targets))
+                    number = as_id(pair[_id_key(pair, "qa_id")])
+                    record.sentences.append(Sentence(f"vg-qa:{number}", pair["question"], here, targets))
             yield record
 
 
@@ -221,9 +228,15 @@ def _image_problem(item: Any, entries: str, facts: dict[str, dict[str, Any]]) ->
     return ""
 
 
+def _id_key(entry: dict[str, Any], key: str) -> str:
+    """Where a region or question has its number: version 1.0 calls it `id`."""
+    return "id" if key not in entry and "id" in entry else key
+
+
 def _entry_problem(entry: Any, id_key: str, *others: str) -> str:
     if not isinstance(entry, dict):
         return f"expected an object, found {short(entry)}"
+    id_key = _id_key(entry, id_key)
     for key in (id_key, *others):
         if key not in entry:
             return f"the key {key!r} is missing"

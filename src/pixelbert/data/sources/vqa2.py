@@ -4,6 +4,7 @@ The files are read one entry at a time, since the annotations of train alone wou
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,18 @@ class _Annotations:
     path: Path
     of: dict[int, _Annotation | _BadAnnotation] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
+    without_common: int = 0  # annotations that don't say the most common answer
+
+    def commons(self) -> Iterator[str]:
+        """The most common answer of each question.
+
+        Raises:
+            PixelBertError: no annotation can be used; says why the first cannot.
+        """
+        bad = next((note for note in self.of.values() if isinstance(note, _BadAnnotation)), None)
+        if bad is not None and not any(isinstance(note, _Annotation) for note in self.of.values()):
+            raise PixelBertError(f"{self.path}: no annotation can be used; annotations[{bad.row}]: {bad.reason}")
+        return (note.common for note in self.of.values() if isinstance(note, _Annotation))
 
 
 @dataclass
@@ -141,13 +154,17 @@ class Vqa2:
         if self.answers is not None:
             answers = read_answers(self.answers)
         else:
-            given = (note for notes in annotations.values() for note in notes.of.values())
-            answers = common_answers(
-                (n.common for n in given if isinstance(n, _Annotation)), self.min_count, self.questions[0]
-            )
+            given = (common for notes in annotations.values() for common in notes.commons())
+            answers = common_answers(given, self.min_count, self.questions[0])
+        notes = [
+            f"{read.path.name}: {read.without_common:,} annotations without 'multiple_choice_answer': the most "
+            "frequent of the ten is taken"
+            for read in annotations.values()
+            if read.without_common
+        ]
         records = self._records(questions, annotations)
         total = sum(len(file.of) for file in questions)
-        return Reading(check_name(self.name), records, total, task=QUESTION_ANSWERING, answers=answers)
+        return Reading(check_name(self.name), records, total, task=QUESTION_ANSWERING, answers=answers, notes=notes)
 
     def _records(
         self, questions: list[_Questions], annotations: dict[str, _Annotations]
@@ -250,14 +267,16 @@ def _read_annotations(path: Path) -> tuple[str, _Annotations]:
             where = Where(path, f"annotations[{row}]")
             read.skips.append(Skip("sentence", "duplicate annotation", reason, where))
             continue
-        read.of[number] = _annotation(row, item)
+        read.of[number] = note = _annotation(row, item)
+        read.without_common += isinstance(note, _Annotation) and "multiple_choice_answer" not in item
     return SUBSETS[_subset(path, head)][0], read
 
 
 def _annotation(row: int, item: dict[str, Any]) -> _Annotation | _BadAnnotation:
     """An annotation in little memory: there are few different answers, and each is kept once."""
     name = f"question_id {item['question_id']}"
-    common, answers = item.get("multiple_choice_answer"), item.get("answers")
+    answers = item.get("answers")
+    common = item.get("multiple_choice_answer", "")  # which OK-VQA does not have
     if not isinstance(common, str):
         reason = f"{name}: 'multiple_choice_answer' is {short(common)}, not text"
         return _BadAnnotation(row, "malformed annotation", reason)
@@ -272,6 +291,8 @@ def _annotation(row: int, item: dict[str, Any]) -> _Annotation | _BadAnnotation:
     if odd is not None:
         reason = f"{name}: answers[{odd}] is {short(answers[odd])}, without text under 'answer'"
         return _BadAnnotation(row, "malformed annotation", reason)
+    if "multiple_choice_answer" not in item:
+        common = str(Counter(texts).most_common(1)[0][0])  # of several as frequent, the first
     kinds = [item.get(key) for key in ("answer_type", "question_type")]
     return _Annotation(
         row,
@@ -300,8 +321,8 @@ def _subset(path: Path, head: dict[str, Any]) -> str:
     """Which part of VQA v2 a file is of: what it says itself, or else its name."""
     said = head.get("data_subtype")
     if said is None:
-        found = re.search(r"(?:train|val)2014|test(?:-dev)?2015", path.name)
-        said = found.group() if found else None
+        found = set(re.findall(r"(?<![A-Za-z])(?:(?:train|val)2014|test(?:-dev)?2015)(?![0-9])", path.name))
+        said = found.pop() if len(found) == 1 else None
     if not isinstance(said, str) or said not in SUBSETS:
         what = "neither 'data_subtype' nor its name tells" if said is None else f"'data_subtype' is {short(said)}:"
         raise PixelBertError(
