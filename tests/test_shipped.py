@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pixelbert.demo.sample import shipped_photos
 from pixelbert.demo.shipped import answered
 from pixelbert.device import Precision
 from pixelbert.loading import ANSWERING, SHIPPED, located, of_trunk, trained_on
-from pixelbert.predict.search import SearchIndex, index_photos
+from pixelbert.predict.search import DATABASE, SearchIndex, index_photos
 
 FOLDER = Path(located(SHIPPED))
 PHOTOS = 16
@@ -96,6 +97,8 @@ def test_an_index_made_with_it_names_it_and_no_path(model: PixelBert, tmp_path: 
         shutil.copy(photo.path, tmp_path / "photos")
     index_photos(model, tmp_path / "photos", tmp_path / "index")
     assert SearchIndex.open(tmp_path / "index").checkpoint == SHIPPED
+    with sqlite3.connect(tmp_path / "index" / DATABASE) as database:
+        assert dict(database.execute("SELECT name, value FROM about"))["precision"] == "fp32"
     found = model.search(tmp_path / "index", shipped_photos()[2].held_out, top=1)
     assert Path(found[0].image).name == shipped_photos()[2].path.name
 

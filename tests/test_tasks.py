@@ -332,7 +332,7 @@ def test_question_answering(
 ) -> None:
     final = answering
     found = run_evaluation(final, questions, "test", tmp_path / "test")
-    assert found["examples"] == 40
+    assert (found["examples"], found["precision"]) == (40, "fp32")
 
     results = json.loads((tmp_path / "test" / "vqa_results.json").read_text())
     truth = {e["example_id"]: e["answers"] for e in Corpus([f"{questions}:test"]).datasets[0].examples("test")}

@@ -32,7 +32,7 @@ from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
-from pixelbert.device import Precision, best_device, best_precision
+from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError, StoppedError
 from pixelbert.files import publish
 from pixelbert.loading import TRAINED_ON, trained_on
@@ -43,6 +43,7 @@ from pixelbert.tasks.steps import StepBatch, StepData, batch_keys
 from pixelbert.train import checkpoint
 from pixelbert.train.curves import plot_curves
 from pixelbert.train.optim import build_optimizers, build_scheduler
+from pixelbert.train.precision import keep_precision, precision_of
 from pixelbert.train.processes import death, deaths_told, doubtful_restarts
 from pixelbert.train.recipe import Recipe
 from pixelbert.train.setup import build_model, build_processor
@@ -63,7 +64,7 @@ def train(recipe: Recipe) -> Path:
     torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
-    precision = recipe.precision or best_precision(best_device())
+    precision = precision_of(recipe)
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=known_trackers(recipe.trackers) or None,
@@ -76,6 +77,7 @@ def train(recipe: Recipe) -> Path:
     settings = dataclasses.asdict(recipe)
     if main:
         checkpoint.claim(output, settings, dataclasses.asdict(Recipe(task=type(recipe.task)())))
+        keep_precision(recipe, precision, begun=bool(checkpoint.checkpoints(output)))
     accelerator.wait_for_everyone()
     final = output / "final"
     if final.exists():
