@@ -56,7 +56,7 @@ def questions(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path, start: Path, questions: Path, learned_seed: int) -> Path:
+def run(folder: Path, start: Path, questions: Path, learned_seed: int, learned_precision: str) -> Path:
     """Heads that learned on its trunk."""
     recipe = {
         "task": {"kind": "question-answering", "towers": True, "tower_size": 16, "joint_share": 0},
@@ -66,7 +66,7 @@ def run(folder: Path, start: Path, questions: Path, learned_seed: int) -> Path:
         "epochs": 2,
         "batch_size": 8,
         "micro_batch_size": 8,
-        "precision": "fp32",
+        "precision": learned_precision,
         "seed": learned_seed,
         "trackers": [],
     }

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from pixelbert import cli, device
 from pixelbert.device import best_precision, cpu_milliseconds
@@ -56,30 +58,42 @@ def test_where_bfloat16_is_emulated_it_is_not_chosen() -> None:
     assert done.stdout.strip() == "fp32", done.stderr
 
 
+@pytest.fixture
+def train() -> Iterator[Callable[..., None]]:
+    """Runs a command as a new process would: accelerate keeps one precision for all runs of a process."""
+
+    def begin(command: list[str]) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        cli.main(command)
+
+    yield begin
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_a_run_keeps_the_precision_that_it_began_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As on another machine, on which the other one is the faster."""
     command = ["train", str(TINY), *SMALL, "--precision", "null", "--output", str(tmp_path / "run")]
     monkeypatch.setattr(of_runs, "best_precision", lambda device: "bf16")
-    cli.main(command)
+    train(command)
     kept = json.loads((tmp_path / "run" / "precision.json").read_text())
     assert kept["precision"] == "bf16"
     (tmp_path / "run" / "final").rename(tmp_path / "elsewhere")
     monkeypatch.setattr(of_runs, "best_precision", lambda device: "fp32")
     capsys.readouterr()
-    cli.main(command)
+    train(command)
     said = " ".join(capsys.readouterr().err.split())
     assert "computing in bf16, as the run began; here fp32 would be the faster" in said
     assert "micro-batches each, bf16; going on after step" in said
     # One that an earlier version began has no such file, and says so; a spoilt one is refused.
     (tmp_path / "run" / "final").rename(tmp_path / "elsewhere2")
     (tmp_path / "run" / "precision.json").unlink()
-    cli.main(command)
+    train(command)
     assert "goes on in fp32" in " ".join(capsys.readouterr().err.split())
     (tmp_path / "run" / "precision.json").write_text('{"precision": "fp8"}')
     with pytest.raises(SystemExit):
-        cli.main(command)
+        train(command)
     assert "does not say whether the run began in bf16 or fp32" in " ".join(capsys.readouterr().err.split())
 
 

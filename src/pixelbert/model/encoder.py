@@ -70,7 +70,7 @@ class Layout:
     mask: Tensor | None = None
     index: Tensor | None = None
 
-    # Above this share of vectors that aren't padding, moving them takes longer than padding (`pixelbert bench choices`).
+    # Above this share of vectors that aren't padding, moving them takes longer (`pixelbert bench choices`).
     WORTHWHILE = 0.95
 
     @classmethod

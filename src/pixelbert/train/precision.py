@@ -24,15 +24,16 @@ def precision_of(recipe: Recipe) -> Precision:
     device = best_device()
     best = best_precision(device)
     file = Path(recipe.output) / FILE
-    kept = best
+    kept: Precision = best
     if file.exists():
         there = read_json(file)
-        kept = there.get("precision") if isinstance(there, dict) else None
-        if kept not in ("bf16", "fp32"):
+        said = there.get("precision") if isinstance(there, dict) else None
+        if said not in ("bf16", "fp32"):
             raise PixelBertError(
                 f"{file} does not say whether the run began in bf16 or fp32: choose another --output, or, if you know "
                 f'it, write {{"precision": "fp32"}} into that file'
             )
+        kept = said
     share = launched_share(device)
     if share.first and kept != best:
         console.print(f"computing in {kept}, as the run began; here {best} would be the faster")
