@@ -284,7 +284,7 @@ def test_with_blank_pixels_matching_stays_at_chance(
 ) -> None:
     data = make_data(corpus, processor, seed=learned_seed, mlm_on_mismatched=True)
     accuracy = blank_accuracy(data, learned_seed, learned_precision, leak=False)
-    margins.at_most("distance from chance", abs(accuracy - 0.5), 0.045)  # 1,920 pairs: a standard deviation of 0.011
+    margins.at_most("distance from chance", abs(accuracy - 0.5), 0.08)  # five of its standard deviations over seeds
 
 
 def test_the_blank_test_would_see_a_leak(

@@ -37,6 +37,7 @@ KERNELS: dict[str, dict[str, str]] = {
     "mkl-compatible": {"MKL_CBWR": "COMPATIBLE"},
     "no-amx": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
 }
+EMULATING = ("avx2",)  # kernels without bfloat16 of their own
 ENDED = re.compile(r"::.* (PASSED|FAILED|ERROR)")
 Row = dict[str, Any]
 
@@ -64,6 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     options = parser.parse_args(arguments)
     kinds = [Kind(*kind) for kind in product(options.kernels, options.precisions, options.threads)]
+    left_out = [kind for kind in kinds if kind.precision == "bf16" and kind.kernel in EMULATING]
+    kinds = [kind for kind in kinds if kind not in left_out]
+    for kind in left_out:
+        console.print(f"{kind}: left out. bfloat16 is emulated there, up to a hundred times slower, and never chosen")
     chosen = ["-m", "learned", "--learned-seeds", str(options.seeds), *(["-k", options.only] if options.only else [])]
     number = sum("::" in line for line in pytest([*chosen, "--collect-only"], {}))
     if not number:
@@ -85,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         "broken": broken,
         "seeds": options.seeds,
         "kinds": [kind._asdict() for kind in kinds],
+        "left_out": [kind._asdict() for kind in left_out],
         "kernels": {name: KERNELS[name] for name in options.kernels},
         "command": "python " + shlex.join(sys.argv),
         "minutes": round((time.monotonic() - started) / 60, 1),
