@@ -1,4 +1,9 @@
-"""Shared by all tests: a model of a few thousand weights, and where the published weights lie."""
+"""Shared by all tests: a model of a few thousand weights, where the published ones lie, and margins of what is learned.
+
+A test that trains and then compares a figure with a bound takes `margins`, which makes it one of `-m learned`, and
+takes what its training may depend on from `learned_seed` and `learned_precision`. `tools/learned_margins.py` reruns all
+of those over seeds and kernels and shows how near their bounds they come.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +15,60 @@ from typing import Any
 import pytest
 import torch
 
+from learned import Margins
 from pixelbert import PixelBertConfig, PixelBertForPreTraining
-
-# The models here are tiny: one thread is as fast as two, and far faster on a busy machine.
-torch.set_num_threads(1)
 
 WEIGHTS = Path(os.environ.get("PIXELBERT_WEIGHTS", Path(__file__).parents[1] / "weights"))
 WEIGHT_FILES = ("resnet50_imagenet.safetensors", "minilm/model.safetensors")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("learned", "trainings of the tests (see tools/learned_margins.py)")
+    group.addoption("--learned-seeds", type=int, default=1, help="train with so many seeds, from 0")
+    group.addoption("--learned-precision", choices=("fp32", "bf16"), default="fp32", help="train and measure in it")
+    group.addoption("--learned-figures", type=Path, help="append figures and bounds to this file, and judge none")
+    group.addoption("--threads", type=int, default=1, help="of torch, in all tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The models here are tiny: one thread is as fast as two, and far faster on a busy machine.
+    torch.set_num_threads(config.getoption("--threads"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    seeds = metafunc.config.getoption("--learned-seeds")
+    if "learned_seed" in metafunc.fixturenames and seeds > 1:
+        metafunc.parametrize("learned_seed", range(seeds), indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def learned_seed(request: pytest.FixtureRequest) -> int:
+    """What a training is to be seeded with."""
+    return getattr(request, "param", 0)
+
+
+@pytest.fixture(scope="session")
+def learned_precision(pytestconfig: pytest.Config) -> str:
+    """The precision of trainings and measurements whose figures are compared with a bound."""
+    return str(pytestconfig.getoption("--learned-precision"))
+
+
+@pytest.fixture
+def margins(request: pytest.FixtureRequest) -> Margins:
+    """See `Margins`."""
+    callspec = getattr(request.node, "callspec", None)
+    parameters = dict(callspec.params) if callspec else {}
+    trial = {"test": request.node.nodeid.partition("[")[0], "seed": parameters.pop("learned_seed", None)}
+    trial["case"] = ", ".join(f"{name} {value}" for name, value in parameters.items())
+    return Margins(trial, request.config.getoption("--learned-figures"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without the published weights, leave out the tests that need them."""
+    """Mark the tests of what is learned. Without the published weights, leave out the tests that need them."""
+    for item in items:
+        if "margins" in getattr(item, "fixturenames", ()):
+            item.add_marker("learned")
     if all((WEIGHTS / name).is_file() for name in WEIGHT_FILES):
         return
     needing = [item for item in items if item.get_closest_marker("weights")]

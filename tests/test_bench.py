@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import BertConfig
 
 from pixelbert import PixelBertConfig, PixelBertError, PixelBertForPreTraining, PixelBertForQuestionAnswering, cli
-from pixelbert.bench import kinds, measure
+from pixelbert.bench import choices, kinds, measure
 from pixelbert.bench.kinds import bench
 from pixelbert.bench.peers import PlainPixelBert
 from pixelbert.bench.ratios import plain_step
@@ -191,6 +191,36 @@ def test_the_peer_gets_an_image_for_each_pair(make: Any, monkeypatch: pytest.Mon
     plain_step(Model(), inputs, CPU)()  # type: ignore[arg-type]
     assert given["pixel_values"][:, 0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
     assert given["targets"].shape[0] == given["input_ids"].shape[0] == 6
+
+
+# --- two ways to the same result ---
+
+
+def test_both_ways_of_each_choice_are_timed_and_the_one_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "PAIRS", 2)
+    monkeypatch.setattr(choices, "POSITIONS", 20)
+    monkeypatch.setattr(choices, "precision", lambda device: ("precision", "b", {"a": list, "b": list}))
+    seconds = {"a": 1.0, "b": 3.0}  # of the ways in their order
+
+    def timed(ways: dict[str, Callable[[], object]], *_: object) -> dict[str, list[float]]:
+        for way in ways.values():
+            way()
+        return {way: [taken] for way, taken in zip(ways, seconds.values(), strict=True)}
+
+    monkeypatch.setattr(choices, "interleaved", timed)
+    found = choices.choices(CPU, quick=True)
+    names = {name.rpartition(": ")[0] for name in found["details"]}
+    assert {"precision", "dropout", "attention, a training step, float32", "64 pairs, inference"} <= names
+    assert len([name for name in names if name.startswith("sequences, ")]) == 3
+    for name in names:
+        ways = {way: e for way, e in found["details"].items() if way.startswith(f"{name}: ")}
+        assert len(ways) == 2
+        assert sorted(e["times_the_faster"] for e in ways.values()) == [1.0, 3.0]
+        (taken,) = (way for way, e in ways.items() if e["taken"])
+        assert (taken in found["slower_than_the_other_way"]) == (not ways[taken]["faster"])
+    assert found["slower_than_the_other_way"]["precision: b"] == 3.0
+    assert found["details"]["sequences, 2% of them padding: padded"]["taken"]
+    assert found["details"]["sequences, 25% of them padding: packed"]["taken"]
 
 
 # --- the command and the page ---

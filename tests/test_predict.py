@@ -28,7 +28,6 @@ from pixelbert import (
     cli,
 )
 from pixelbert.data.processing import PixelBertImageProcessor, learn_tokenizer
-from pixelbert.device import best_precision
 from pixelbert.predict import pixelbert as module
 from pixelbert.predict.attention import Attention, roll_out
 from pixelbert.predict.maps import contact_sheet, overlay, report
@@ -287,12 +286,6 @@ class TestLoading:
             half = PixelBert.from_pretrained(tmp_path, "cpu", "bf16").match(photos, TEXTS)
             assert half.dtype == np.float32
             np.testing.assert_allclose(half, made.match(photos, TEXTS), atol=0.05)
-
-    def test_bf16_where_the_cpu_computes_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for capabilities, expected in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")):
-            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
-            assert best_precision("cpu") == expected
-        assert best_precision("mps") == "fp32"
 
     def test_no_checkpoint_or_no_device(self, tmp_path: Path) -> None:
         with pytest.raises(PixelBertError, match="no Pixel-BERT checkpoint"):

@@ -15,6 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
+from data_builders import read_lines
+from learned import Margins
 from pixelbert import PixelBert, cli
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.photos import Photos
@@ -286,16 +288,52 @@ def run_evaluation(final: Path, prepared: Path, split: str, output: Path, *optio
     return json.loads((output / "metrics.json").read_text())
 
 
-def test_question_answering(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = write_recipe(tmp_path / "vqa.yaml", {"kind": "question-answering"}, f"{questions}:train", epochs=25)
-    cli.main(["train", str(recipe), "--output", str(tmp_path / "run")])
-    final = tmp_path / "run" / "final"
+@pytest.fixture(scope="module")
+def answering(
+    questions: Path, tmp_path_factory: pytest.TempPathFactory, learned_seed: int, learned_precision: str
+) -> Path:
+    """A model that learned to answer them. Plain walls make poor statistics of a batch, and steps of this size leap
+    where nothing cuts them, so that what is learned would hang on rounding: batch norm stays as it is, the rates are
+    low and fall at the end, and gradients are cut.
+    """
+    folder = tmp_path_factory.mktemp("answering")
+    changes = {
+        "model": SHAPE | {"batch_norm": "frozen"},
+        "optimizer": {"cnn_lr": 0.005, "lr": 0.002, "milestones": [10], "warmup_steps": 10, "clip": 1.0},
+        "epochs": 12,
+        "seed": learned_seed,
+        "precision": learned_precision,
+    }
+    recipe = write_recipe(folder / "vqa.yaml", {"kind": "question-answering"}, f"{questions}:train", **changes)
+    cli.main(["train", str(recipe), "--output", str(folder / "run")])
+    return folder / "run" / "final"
+
+
+def test_answers_are_read_off_the_photo(
+    answering: Path, questions: Path, tmp_path: Path, learned_precision: str, margins: Margins
+) -> None:
+    """A colour is read off the wall; with another wall's photo, or a grey one, it is a guess."""
+    options = ["--precision", learned_precision]
+    found = run_evaluation(answering, questions, "test", tmp_path / "test", *options)
+    margins.at_least("accuracy", found["accuracy"], 0.75)
+    margins.at_least("accuracy, less that with photos shuffled", found["accuracy"] - found["accuracy_shuffled"], 0.2)
+    margins.at_least("accuracy, less that with photos blank", found["accuracy"] - found["accuracy_blank"], 0.2)
+    # From stored features of the CNN: the same answers, but for features kept in bfloat16.
+    options += ["--feature-cache", str(tmp_path / "features")]
+    run_evaluation(answering, questions, "test", tmp_path / "stored", *options)
+    assert len(list((tmp_path / "features").iterdir())) == 1
+    both = [read_lines(tmp_path / name / "answers.jsonl") for name in ("test", "stored")]
+    answers = [{row["id"]: row["prediction"] for row in rows} for rows in both]
+    same = [answers[0][asked] == answers[1][asked] for asked in answers[0]]
+    margins.at_least("share of answers that are the same from stored features", np.mean(same), 0.9)
+
+
+def test_question_answering(
+    answering: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    final = answering
     found = run_evaluation(final, questions, "test", tmp_path / "test")
-    # A colour is read off the wall; with another wall's photo it is a guess.
-    assert found["accuracy"] > 0.75
-    assert found["accuracy_shuffled"] < found["accuracy"] - 0.2
-    assert found["accuracy_blank"] < found["accuracy"] - 0.2
-    assert found["examples"] == 40
+    assert (found["examples"], found["precision"]) == (40, "fp32")
 
     results = json.loads((tmp_path / "test" / "vqa_results.json").read_text())
     truth = {e["example_id"]: e["answers"] for e in Corpus([f"{questions}:test"]).datasets[0].examples("test")}
@@ -309,13 +347,6 @@ def test_question_answering(questions: Path, tmp_path: Path, capsys: pytest.Capt
     log.write_text("".join(whole[:17]) + whole[17][:9])
     assert run_evaluation(final, questions, "test", tmp_path / "test") == found
     assert sorted(log.read_text().splitlines(keepends=True)) == sorted(whole)
-
-    # From stored features of the CNN: the same answers, but for features kept in bfloat16.
-    stored = run_evaluation(
-        final, questions, "test", tmp_path / "stored", "--feature-cache", str(tmp_path / "features")
-    )
-    assert stored["accuracy"] == pytest.approx(found["accuracy"], abs=0.06)
-    assert len(list((tmp_path / "features").iterdir())) == 1
 
     # What was trained on is refused, or marked.
     with pytest.raises(SystemExit):

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from pixelbert.bench import subjects
+from pixelbert.bench.choices import choices
 from pixelbert.bench.measure import (
     Case,
     Result,
@@ -37,7 +38,7 @@ from pixelbert.data.corpus import Corpus
 from pixelbert.data.images import open_image
 from pixelbert.data.photos import Photos
 from pixelbert.data.sampler import ExampleOrder
-from pixelbert.device import best_device, best_precision
+from pixelbert.device import best_device, best_precision, cpu_milliseconds
 from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval, PixelBertForQuestionAnswering
 from pixelbert.model.inference import for_inference
 from pixelbert.model.modeling import PixelBertForPreTraining
@@ -288,7 +289,8 @@ def memory_of(task: str, name: str, device_name: str) -> int:
 # --- running one ---
 
 KINDS: dict[str, Callable[[torch.device, bool], Result]] = {
-    kind.__name__: kind for kind in (ratios, training, encode, pairs, retrieval, scaling, loading, latency, memory)
+    kind.__name__: kind
+    for kind in (ratios, choices, training, encode, pairs, retrieval, scaling, loading, latency, memory)
 }
 
 
@@ -310,6 +312,7 @@ def bench(kind: str, device: str | None = None, quick: bool = False, json: Path 
     result |= {
         "device": str(place),
         "precision": best_precision(place),
+        "precision_milliseconds": cpu_milliseconds() if place.type == "cpu" else None,
         "quick": quick,
         "command": "pixelbert " + shlex.join(sys.argv[1:]),
         "minutes": round((time.monotonic() - started) / 60, 2),

@@ -22,6 +22,7 @@ RATIOS = {
 }
 TITLES = {
     "ratios": "Ratios",
+    "choices": "Two ways to the same result",
     "training": "Training steps",
     "encode": "Encoding images",
     "pairs": "Scoring pairs",
@@ -36,6 +37,8 @@ COLUMNS = {
     "images_per_second": ("images/s", lambda v: f"{v:,.2f}" if v >= 1 else f"{v:.3f}"),
     "pairs_per_second": ("pairs/s", lambda v: f"{v:,.2f}" if v >= 1 else f"{v:.3f}"),
     "microseconds_per_pair": ("µs a pair", lambda v: f"{v:,.1f}"),
+    "times_the_faster": ("times the faster", lambda v: f"{v:.2f}"),
+    "taken": ("", lambda v: "taken" if v else ""),
     "flop_per_second": ("GFLOP/s", lambda v: f"{v / 1e9:,.0f}"),
     "share_of_matrix_rate": ("of a matrix product's", lambda v: f"{100 * v:.0f} %"),
     "peak_memory_bytes": ("peak memory, MB", lambda v: f"{v / 1e6:,.0f}"),

@@ -18,7 +18,7 @@ from pixelbert.model.configuration import PixelBertConfig
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """`F.dropout` in training. On a CPU the random numbers take its time: here 64 bits at once decide about four values
-    (p to the nearest of 65,536 parts), which takes half as long forwards and backwards."""
+    (p to the nearest of 65,536 parts), which is faster (`pixelbert bench choices`)."""
     if x.device.type != "cpu" or p == 0:
         return F.dropout(x, p)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
@@ -70,7 +70,8 @@ class Layout:
     mask: Tensor | None = None
     index: Tensor | None = None
 
-    WORTHWHILE = 0.95  # above this share of vectors that aren't padding, to move them takes longer than to pad
+    # Above this share of vectors that aren't padding, moving them takes longer (`pixelbert bench choices`).
+    WORTHWHILE = 0.95
 
     @classmethod
     def of(cls, x: Tensor, mask: Tensor | None) -> Layout:
@@ -115,6 +116,25 @@ def softmax(scores: Tensor) -> Tensor:
         return scores.softmax(-1)
 
 
+def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Attention of (P, A, S, D/A) in plain operations: what it found, and its weights (P, A, S, S)."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    attention = softmax(scores)
+    return (dropout(attention, dropout_p) if dropout_p else attention) @ v, attention
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float = 0.0) -> Tensor:
+    """The same through torch's fused kernels, which don't give the weights away."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+
+
+def is_written_out(device: torch.device, dtype: torch.dtype, training: bool) -> bool:
+    """Where plain operations are the faster: on CPUs in training, and in bfloat16 (`pixelbert bench choices`)."""
+    return device.type == "cpu" and (training or dtype == torch.bfloat16)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention (eqs. 1 and 2) through torch's fused kernels."""
 
@@ -133,20 +153,12 @@ class SelfAttention(nn.Module):
             where.unpack(layer(y)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, y, where in ((self.query, queries, query_layout), (self.key, x, layout), (self.value, x, layout))
         )  # each (P, A, S, D/A)
-        mask = layout.mask
-        # The fused kernels don't give their weights away; and on a CPU they take longer in bfloat16 than these three
-        # lines: 1.6 times forwards, five times backwards.
-        if weights or (x.device.type == "cpu" and (self.training or q.dtype == torch.bfloat16)):
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-            if mask is not None:
-                scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-            attention = softmax(scores)
-            context = (dropout(attention, self.dropout_p) if self.training else attention) @ v
-            return query_layout.pack(context.transpose(1, 2).flatten(2)), attention
-        context = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout_p if self.training else 0.0
-        )
-        return query_layout.pack(context.transpose(1, 2).flatten(2)), None
+        attention, p = None, self.dropout_p if self.training else 0.0
+        if weights or is_written_out(x.device, q.dtype, self.training):
+            context, attention = written_out(q, k, v, layout.mask, p)
+        else:
+            context = fused(q, k, v, layout.mask, p)
+        return query_layout.pack(context.transpose(1, 2).flatten(2)), attention
 
 
 class ResidualOutput(nn.Module):

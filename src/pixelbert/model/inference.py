@@ -4,8 +4,8 @@
 - bfloat16 weights are made once, where autocast would make them at every call.
 - On a CPU, convolutions and linear layers run through oneDNN's fused kernels: ReLU, GELU and the shortcut's sum in the
   same pass over memory, weights of linear layers laid out beforehand. `torch.compile` puts in the same kernels, after
-  compiling for every new shape. Linear layers in float32 run so with AVX-512 alone: with AVX2
-  they took about 20 % longer than the library that `F.linear` calls, which is at the processor's peak there.
+  compiling for every new shape. Linear layers in float32 run so with AVX-512 alone: with AVX2 the
+  library that `F.linear` calls was the faster (`pixelbert bench choices` times both).
 - On a CPU, many pairs go through the transformer in blocks, so that what stands between its layers stays in the cache.
 """
 
@@ -48,7 +48,7 @@ def for_inference(model: M, precision: str) -> M:
     trunk = trunk_for_inference(base.backbone, dtype)
     base.backbone = None  # it is converted already
     cast(fast, dtype)
-    if isinstance(trunk, FusedTrunk) and (dtype == torch.bfloat16 or has_avx512()):
+    if isinstance(trunk, FusedTrunk) and linear_layers_fused(dtype):
         fuse_linear_layers(fast, base.config.hidden_act)
     if base.device.type == "cpu":
         base.encoder = EncoderInBlocks(base.encoder)
@@ -84,6 +84,11 @@ def has_fused_kernels(dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError, TypeError):  # NotImplementedError is a RuntimeError
         return False
     return True
+
+
+def linear_layers_fused(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's linear layers are the faster: in float32 with AVX-512 alone (`pixelbert bench choices`)."""
+    return dtype == torch.bfloat16 or has_avx512()
 
 
 def has_avx512() -> bool:

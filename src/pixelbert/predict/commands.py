@@ -60,7 +60,9 @@ def common(parser: ArgumentParser, *positionals: tuple[str, str], checkpoint: st
         parser.add_argument("--checkpoint", type=str, default=checkpoint, help=said)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--device", type=str, help="cuda, mps or cpu; the best there is by default")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), help="bf16 where the device has it, by default")
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp32"), help="by default the faster on this device, which is measured"
+    )
 
 
 def load(args: Namespace) -> PixelBert:

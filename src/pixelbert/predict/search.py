@@ -240,6 +240,8 @@ def index_photos(model: PixelBert, photos: str | Path, out: str | Path) -> Index
         # The shipped one by its name: where a package is installed may change.
         source = SHIPPED if model.source == str(SHIPPED_FOLDER) else model.source
         about = {"version": VERSION, "photos": str(root), "checkpoint": source, "fingerprint": fingerprint}
+        known = described(database, folder).get("precision", "").split(", ")
+        about["precision"] = ", ".join(sorted({model.precision, *known} - {""}))  # of its vectors
         database.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", list(about.items()))
         gone = [name for name, state in before.items() if files.get(name) != state]
         database.executemany("DELETE FROM photos WHERE name = ?", [(name,) for name in gone])

@@ -38,7 +38,7 @@ def serve(
         host: address to listen on. Whoever reaches another than the default may use the model: there are no accounts.
         port: 0 for any that is free.
         device: cuda, mps or cpu; the best there is by default.
-        precision: bf16 where the device has it, by default.
+        precision: bf16 or fp32; by default the faster on this device, which is measured.
         upload_mb: megabytes that one request may have.
         waiting: requests that may wait for the model; those that come then are asked to come back.
         seconds: that a request may take.

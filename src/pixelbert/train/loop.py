@@ -30,7 +30,7 @@ from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
-from pixelbert.device import Precision, best_device, best_precision
+from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError, StoppedError
 from pixelbert.files import append_line, publish, write_sums
 from pixelbert.loading import TRAINED_ON, trained_on
@@ -44,6 +44,7 @@ from pixelbert.train.curves import plot_curves
 from pixelbert.train.finite import Soundness, not_finite
 from pixelbert.train.logs import is_best
 from pixelbert.train.optim import build_optimizers, build_scheduler
+from pixelbert.train.precision import keep_precision, precision_of
 from pixelbert.train.processes import deaths_told, doubtful_restarts, started_alone
 from pixelbert.train.recipe import Recipe
 from pixelbert.train.run_folder import METRICS, TOKENIZER, VALIDATION, claimed, flatten
@@ -65,7 +66,7 @@ def train(recipe: Recipe) -> Path:
     torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it is first used
-    precision = recipe.precision or best_precision(best_device())
+    precision = precision_of(recipe)
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=known_trackers(recipe.trackers) or None,
@@ -78,6 +79,8 @@ def train(recipe: Recipe) -> Path:
     settings = dataclasses.asdict(recipe)
     final, defaults = output / "final", dataclasses.asdict(Recipe(task=type(recipe.task)()))
     with claimed(output, settings, defaults) if main else nullcontext():
+        if main:
+            keep_precision(recipe, precision, begun=bool(checkpoint.checkpoints(output)))
         accelerator.wait_for_everyone()
         if final.exists():
             if main:

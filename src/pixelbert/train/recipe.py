@@ -190,8 +190,8 @@ class Recipe:
         batch_size: examples a step over all devices; in pre-training pairs, matched and mismatched counted (paper: 4096
             pairs; in fine-tuning 256 questions, 128 statements, 512 captions).
         micro_batch_size: pairs that one device takes at once; the step is accumulated from as many as it needs.
-        precision: bf16 (autocast; weights, softmax, norms and losses stay in float32) or fp32; bf16 where the device
-            computes with it if null.
+        precision: bf16 (autocast; weights, softmax, norms and losses stay in float32) or fp32; if null bf16 where the
+            device is clearly faster in it, which is measured when the run begins and kept in OUTPUT/precision.json.
         seed: of every random choice.
         deterministic: have torch take kernels that give the same bits each time, where it has them, and warn where not.
             For GPUs, slower; on a CPU they are so anyway.
