@@ -84,6 +84,25 @@ class Log(NamedTuple):
     damaged: int | None
 
 
+def log_lines(
+    file: Path, is_row: Callable[[dict[str, Any]], bool] = lambda row: True
+) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
+    """The lines of a log that end, with their numbers from 1 and their objects; None for one that is damaged.
+
+    Args:
+        is_row: whether an object is one of this log's.
+    """
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):  # at line feeds alone, whatever else a damaged line holds
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            yield number, line, row if isinstance(row, dict) and is_row(row) else None
+
+
 def read_log(file: Path, is_row: Callable[[dict[str, Any]], bool] = lambda row: True) -> Log:
     """Read a log; an empty one if there is no such file.
 
@@ -92,14 +111,8 @@ def read_log(file: Path, is_row: Callable[[dict[str, Any]], bool] = lambda row: 
     """
     rows: list[dict[str, Any]] = []
     whole = 0
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.exists() else [], 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not is_row(row):
+    for number, line, row in log_lines(file, is_row) if file.exists() else ():
+        if row is None:
             return Log(rows, whole, number)
         rows.append(row)
         whole += len(line)
