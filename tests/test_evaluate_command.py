@@ -199,13 +199,13 @@ class TestCommand:
 
 
 KILLED = """
-import os, signal
+import json, os, signal
 from pixelbert import cli
 from pixelbert.tasks import predictions
 
 def add(log, example_id, prediction, add=predictions.PredictionLog.add):
     if len(log.done) == 7:
-        log._stream.write(predictions.prediction_line(example_id, prediction).encode()[:-1])
+        log._stream.write(json.dumps({{"id": example_id, "prediction": prediction}}).encode())
         log._stream.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     add(log, example_id, prediction)
