@@ -263,13 +263,28 @@ class TestPredictions:
         with PredictionLog(file, bool):
             assert capsys.readouterr().err == ""
 
+    def test_a_full_disk_is_told_with_the_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "answers.jsonl"
+        log = PredictionLog(file, str)
+        log.add("a", "yes")
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, log._stream.fileno())
+        os.close(full)
+        with pytest.raises(OSError, match=r"answers\.jsonl"):
+            log.add("b", "no")
+        with pytest.raises(OSError, match=r"answers\.jsonl"):
+            log.__exit__(None, None, None)
+        assert read_predictions(file, str) == ({"a": "yes"}, [])
+
     def test_a_full_disk_is_told_before_pairs_are_scored(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(_: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
             patch.setattr(predictions.os, "fsync", full)
-            with pytest.raises(PixelBertError, match=r"No space left on device\): it needs 24\.0 MB; make room"):
+            with pytest.raises(
+                PixelBertError, match=r"No space left on device\): it takes 24,000,000 bytes; make room"
+            ):
                 open_scores(tmp_path / "scores.npy", 3000, 2000)
         assert list(tmp_path.iterdir()) == []
         scores = open_scores(tmp_path / "scores.npy", 30, 20)

@@ -20,12 +20,22 @@ from pixelbert.errors import PixelBertError
 def write_atomically(file: Path, text: str) -> None:
     """Write beside, flush to disk, rename: a reader sees the old file or the new, never a part."""
     aside = file.with_name(file.name + ".partial")
-    with aside.open("w", encoding="utf-8") as f:
+    with naming(aside), aside.open("w", encoding="utf-8") as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
     aside.replace(file)
     flush(file.parent)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Have the error of a disk that is full say in which file: writing, unlike opening, does not tell."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
 
 
 def flush(path: Path) -> None:

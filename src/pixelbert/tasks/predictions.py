@@ -20,7 +20,7 @@ import numpy as np
 
 from pixelbert.device import Share
 from pixelbert.errors import PixelBertError
-from pixelbert.files import exclusive, log_lines, read_array, read_json, write_atomically
+from pixelbert.files import exclusive, log_lines, naming, read_array, read_json, write_atomically
 from pixelbert.progress import console
 
 LOCK = ".lock"
@@ -143,13 +143,14 @@ class PredictionLog:
 
     def __init__(self, file: Path, kind: type) -> None:
         self.done = recover(file, kind)
-        self._stream = file.open("ab")
+        self.file, self._stream = file, file.open("ab")
 
     def add(self, example_id: str, prediction: Any) -> None:
         """Note one prediction."""
         self.done[example_id] = prediction
-        self._stream.write(prediction_line(example_id, prediction).encode())
-        self._stream.flush()
+        with naming(self.file):
+            self._stream.write(prediction_line(example_id, prediction).encode())
+            self._stream.flush()
 
     def __enter__(self) -> PredictionLog:
         return self
@@ -157,7 +158,8 @@ class PredictionLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        with naming(self.file):
+            self._stream.close()
 
 
 def open_scores(file: Path, captions: int, images: int) -> np.memmap:
@@ -191,9 +193,8 @@ def write_unknown(file: Path, captions: int, images: int) -> None:
         aside.replace(file)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        size = captions * len(row) / 1e6
         raise PixelBertError(
-            f"{file} cannot be written ({error.strerror or error}): it needs {size:,.1f} MB; make room, or choose "
+            f"{file} cannot be written ({error.strerror or error}): it takes {captions * len(row):,} bytes; make room, or choose "
             "another --output"
         ) from error
 
@@ -227,7 +228,7 @@ def write_run(
         depth: how many items of each query are written.
     """
     aside = file.with_name(file.name + ".partial")
-    with aside.open("w", encoding="utf-8") as stream:
+    with naming(aside), aside.open("w", encoding="utf-8") as stream:
         for query, row in zip(queries, scores, strict=True):
             for place, item in enumerate(np.argsort(-row, kind="stable")[:depth], start=1):
                 stream.write(f"{query} Q0 {items[item]} {place} {row[item]:.6f} {tag}\n")
