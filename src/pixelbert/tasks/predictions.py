@@ -194,8 +194,8 @@ def write_unknown(file: Path, captions: int, images: int) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise PixelBertError(
-            f"{file} cannot be written ({error.strerror or error}): it takes {captions * len(row):,} bytes; make room, or choose "
-            "another --output"
+            f"{file} cannot be written ({error.strerror or error}): it takes {captions * len(row):,} bytes; make "
+            "room, or choose another --output"
         ) from error
 
 
