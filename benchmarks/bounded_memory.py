@@ -117,7 +117,8 @@ def main() -> None:
                 source += ["--answers-from", "[test]"]
             memory = run(command("prepare", *source, "--images", out / "photos", "--output", prepared))
             figures[f"{kind}_{size}_prepare_mb"] = memory
-            evaluate = ["evaluate", out / kind, "--data", prepared, "--split", "test", "--controls", "false"]
+            evaluate = ["evaluate", out / kind, "--data", prepared, "--split", "test"]
+            evaluate += ["--controls", "false"] if kind == "vqa" else []
             first, again = out / f"{kind}-{size}-killed", out / f"{kind}-{size}-whole"
             started = time.monotonic()
             figures[f"{kind}_{size}_evaluate_mb"] = run(command(*evaluate, "--output", again))

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -322,6 +323,16 @@ class TestLimits:
             ("attend", {"image": "PHOTO"}, {"text": "a dog", "token": "cat"}, 422, "no word 'cat'"),
             ("attend", {"image": "PHOTO"}, {"text": "a dog", "layer": "2"}, 422, "no layer 2"),
             ("attend", {"image": "PHOTO"}, {"text": "a dog", "head": "two"}, 422, "head"),
+            ("attend", {"image": "PHOTO"}, {"text": "a dog", "layer": "-1"}, 422, "the field layer"),
+            ("attend", {"image": "PHOTO"}, {"text": "a dog", "head": "-1"}, 422, "the field head"),
+            (
+                "attend",
+                {"image": "PHOTO"},
+                {"text": "a dog", "token": "x" * 900_000},
+                422,
+                "word has 900,000 characters",
+            ),
+            ("attend", {"image": "PHOTO"}, {"text": "a dog", "token": "x" * 2000}, 422, "the text has no word"),
             ("nothing", {"image": "PHOTO"}, {}, 404, "nothing at this address"),
         ],
     )
@@ -340,6 +351,7 @@ class TestLimits:
         refused = client.post(f"{API}/{task}", files=files, data=data)
         assert (refused.status_code, list(refused.json())) == (status, ["error"]), refused.text
         assert message in refused.json()["error"]
+        assert len(refused.json()["error"]) < 1100
         assert not re.search(r"Traceback|\.py|/tmp|/home|/work", refused.text)
         assert refused.headers["x-content-type-options"] == "nosniff"
         again = client.post(f"{API}/match", files={"image": photos[0]}, data={"text": "a dog"})
@@ -458,7 +470,7 @@ class TestGuard:
             answer = client.get("/", headers={"host": host})
             assert answer.status_code == status, host
             if status == 400:
-                assert "this server answers to" in answer.json()["error"]
+                assert "does not answer to that name" in answer.json()["error"]
         assert visit(make()).get("/", headers={"host": "mine.example"}).status_code == 200
 
     def test_other_sites_may_not_ask(self, make: Make, visit: Visit, photos: list[bytes]) -> None:
@@ -469,6 +481,28 @@ class TestGuard:
             assert answer.status_code == status
             assert "access-control-allow-origin" not in answer.headers
             assert client.get("/", headers=headers).status_code == 200  # a link may lead here
+        for origin, status in (  # of a browser that says no more
+            ("http://127.0.0.1", 200), ("HTTP://127.0.0.1", 200), ("http://127.0.0.1:1", 403), ("null", 403), ("", 403),
+            ("http://evil.example", 403), ("http://127.0.0.1.evil.example", 403), ("http://127.0.0.1@x.example", 403),
+        ):  # fmt: skip
+            headers = {"origin": origin}
+            answer = client.post(f"{API}/match", files={"image": photos[0]}, data={"text": "a dog"}, headers=headers)
+            assert answer.status_code == status, origin
+
+    def test_names_off_loopback(self, make: Make, visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(server.socket, "gethostname", lambda: "Mine.lan.example")
+        client = visit(make(), hosts=server.answered("0.0.0.0", ["Models.example"]))
+        for host, status in (
+            ("192.168.1.5:8000", 200), ("[fe80::1]:8000", 200), ("localhost:8000", 200), ("mine.lan.example", 200),
+            ("mine.local:8000", 200), ("models.example", 200), ("evil.example", 400), ("192.168.1.5.evil.example", 400),
+            ("", 400), ("mine.example", 400), ("any IP address", 400),
+        ):  # fmt: skip
+            assert client.get("/", headers={"host": host}).status_code == status, host
+        assert server.answered("127.0.0.1", []) == server.LOOPBACK
+        assert "models.example" in server.answered("127.0.0.1", ["models.example"])
+        for name in ("http://models.example", "a/b", ""):
+            with pytest.raises(PixelBertError, match="is no name"):
+                server.answered("127.0.0.1", [name])
 
     def test_metrics(self, make: Make, visit: Visit, photos: list[bytes]) -> None:
         client = visit(make())
@@ -701,6 +735,22 @@ class TestCommand:
         monkeypatch.setitem(sys.modules, "uvicorn", None)
         with pytest.raises(PixelBertError, match=r"pip install 'pixelbert\[serve\]'"):
             server.serve(str(tmp_path))
+
+    @pytest.mark.parametrize("answers", [True, False])
+    def test_its_first_line_names_all_that_it_can_do(
+        self, make: Make, answers: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = make()
+        if answers:  # with heads beside its own, as the model that ships
+            model.answering = make(PixelBertForQuestionAnswering, id2label={0: "yes", 1: "no"}, label2id={}).model
+        monkeypatch.setattr(PixelBert, "from_pretrained", lambda *_: model)
+        monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+        cli.main(["serve", "somebody/model", "--port", "0"])
+        said = re.match(r"somebody/model \((.*)\) is at http", capsys.readouterr().out)
+        assert said
+        with TestClient(create_app(model, "mine"), base_url="http://127.0.0.1") as client:
+            assert said[1].split(", ") == client.get(f"{API}/info").json()["can"]
+        assert ("answer" in said[1]) == answers
 
     def test_names(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "runs" / "mine" / "final").mkdir(parents=True)

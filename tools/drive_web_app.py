@@ -7,7 +7,9 @@ no dependency of the project. Starts a server of its own for each checkpoint, an
 
 It uploads the photo, uses each tab that the checkpoint has, clicks on a word, sees the map appear and change with the
 word, the layer and the head, asks with the keyboard alone, and looks at the page in the dark, at the width of a phone
-and at the API's page. No request may leave the machine, and the browser's console must stay empty.
+and at the API's page. No request may leave the machine, and the browser's console must stay empty. With --hostile it
+also gives HTML with scripts for the model's name (a link to the checkpoint), the photo's and all texts: none may become
+a part of the page.
 """
 
 from __future__ import annotations
@@ -206,12 +208,47 @@ def visit(driver: webdriver.Chrome, address: str, photo: Path, output: Path, nam
     assert not strangers, strangers
 
 
+MARKUP = "<img src=x onerror=window.taken=1><script>window.taken=1;</script><b class=taken>dog"
+NAME = "<img src=x onerror=window.taken=1><b class=taken>dog"  # a file's, which has no slash
+
+TAKEN = "return Boolean(window.taken || document.querySelector('.taken, [onerror]'))"
+
+
+def hostile(driver: webdriver.Chrome, address: str, photo: Path, output: Path) -> None:
+    """Ask with HTML in every place that the page shows again, and see that it stays text."""
+    page = Visit(driver, address, output, "hostile")
+    driver.get(address)
+    page.wait.until(lambda _: page.all("#slots .slot"))
+    assert NAME in page.find("#model").text
+    named = output / f"{NAME}{photo.suffix}"
+    shutil.copy(photo, named)
+    for task in [task for task in TEXTS if page.all(f"#tab-{task}")]:
+        page.upload(named)
+        text = f"[MASK] {MARKUP}" if task == "fill-mask" else f"{MARKUP}\n{MARKUP} again" if task == "match" else MARKUP
+        print("  hostile", task, page.ask(task, text))
+        if task == "match":
+            assert MARKUP in page.find("#match .results").text
+        if task != "search":
+            page.shown("#words button").click()
+    page.picture("texts")
+    assert not driver.execute_script(TAKEN)
+    driver.get(f"{address}/docs")
+    page.shown("#operations .card")
+    assert NAME in page.find("#about").text
+    assert not driver.execute_script(TAKEN)
+    for path in (f"/{MARKUP}", f"/api/v1/{MARKUP}", f"/api/v1/search?text={MARKUP}"):
+        driver.get(address + path)
+        assert not driver.execute_script(TAKEN), path
+    named.unlink()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--photo", type=Path, required=True)
     parser.add_argument("--word", help="to be clicked on in the pictures; the last by default")
     parser.add_argument("--index", help="of the checkpoint, to search in")
+    parser.add_argument("--hostile", action="store_true", help="also with HTML for every name and text")
     parser.add_argument("--output", type=Path, required=True, help="folder for the screenshots")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -222,6 +259,12 @@ def main() -> None:
             browser() as driver,
         ):
             visit(driver, address, arguments.photo.resolve(), arguments.output.resolve(), name, arguments.word)
+        if arguments.hostile:
+            with tempfile.TemporaryDirectory() as folder:
+                link = Path(folder) / NAME
+                link.symlink_to(Path(checkpoint).resolve(), target_is_directory=True)
+                with server(str(link)) as address, browser() as driver:
+                    hostile(driver, address, arguments.photo.resolve(), arguments.output.resolve())
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import build_feature_cache
@@ -25,6 +24,8 @@ from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.data.store import SKIPPED
 from pixelbert.device import Precision, Share, best_device, best_precision, launched_share
 from pixelbert.errors import PixelBertError
+from pixelbert.evaluate_options import Kind, Options
+from pixelbert.evaluate_table import print_table
 from pixelbert.files import read_json_lines, write_json
 from pixelbert.loading import load_answering, load_checkpoint, trained_on
 from pixelbert.metrics.nlvr2 import nlvr2_scores
@@ -41,8 +42,7 @@ from pixelbert.tasks.scoring import shuffled_images
 from pixelbert.tasks.shortlist import kept_by_shortlist, shortlisted, tower_recall, tower_scores, two_stage
 from pixelbert.train.recipe import TASKS
 
-Kind = Literal["pretraining", "question-answering", "reasoning", "retrieval"]
-KINDS = {task.model_class: kind for kind, task in TASKS.items()}  # of each network
+KINDS = {task.model_class: cast(Kind, kind) for kind, task in TASKS.items()}  # of each network
 
 
 @dataclass
@@ -54,13 +54,18 @@ class Evaluation:
     photos: Photos
     folder: Path
     precision: Precision
-    controls: bool
+    options: Options
     share: Share
 
     @property
     def corpus(self) -> Corpus:
         """The examples."""
         return self.photos.corpus
+
+    @property
+    def chosen(self) -> range:
+        """The examples that are measured, where each is measured for itself."""
+        return range(len(self.corpus))[: self.options.examples]
 
     @property
     def has_towers(self) -> bool:
@@ -113,25 +118,27 @@ def evaluate(
         task: measure as this task: "retrieval" ranks with the matching head of a pre-trained model,
             "question-answering" asks heads that are beside its own, as in the model that ships. Null for the task that
             the checkpoint was trained for.
-        examples: sentences that are measured, from the first; all if null.
-        controls: also answer with photos shuffled, and blank.
+        examples: sentences that are measured, from the first; all if null. Not of retrieval.
+        controls: also answer with photos shuffled, and blank. Of answers and statements; pre-training has its controls
+            always.
         retrieval_images: images whose captions are ranked among each other, from the first. Null for all of them; for
-            100 in the zero-shot retrieval of a pre-trained checkpoint. All pairs are scored: 1,000 images and 5,000
-            captions are 5,000,000 forward passes of the transformer.
+            100 in the zero-shot retrieval of a pre-trained checkpoint, which 0 leaves out. All pairs are scored: 1,000
+            images and 5,000 captions are 5,000,000 forward passes of the transformer.
         captions_per_image: captions of each of these images, from the first; 0 for all. Null for all; for 1 with a
             pre-trained checkpoint.
         queries: estimate retrieval by so many captions drawn at random, each against all images, and by as many images
             against all captions as take the same time; with the standard error of sampling. 0 for all pairs.
         shortlist: score only so many items of each query, those that the two-tower head ranks highest.
-            0 to score all. A checkpoint with that head gets figures of it alone too (`tower_`), with what short lists
-            would keep of the best.
-        folds: also the mean recall of so many equal folds of images: 5 for COCO's five folds of 1,000.
+            0 to score all. Not with queries. A checkpoint with that head gets figures of it alone too (`tower_`), with
+            what short lists would keep of the best.
+        folds: also the mean recall of so many equal folds of images: 5 for COCO's five folds of 1,000. Not with queries
+            or shortlist.
         questions: VQA's official questions file of the split: each of its questions must be answered, since the server
-            rejects a file in which one is missing.
+            rejects a file in which one is missing. Not with examples.
         allow_trained: measure on a split that the checkpoint was trained on. The metrics are marked.
         feature_cache: a folder of stored CNN features, as of training's model.feature_cache: photos that are there are
             not encoded again, others are added. For many measurements with one CNN.
-        seed: of masks, mismatched sentences and shuffled photos.
+        seed: of masks, mismatched sentences, shuffled photos and drawn queries.
         precision: bf16 or fp32; if null bf16 where the device is clearly faster in it, which is measured.
         device: cuda, mps or cpu; the best there is if null.
 
@@ -139,16 +146,22 @@ def evaluate(
         The metrics. (None of a pre-trained checkpoint's on other processes than the first, which measures it alone.)
 
     Raises:
-        PixelBertError: the checkpoint or the data can't be read or don't fit, or the split was trained on.
+        PixelBertError: the checkpoint or the data can't be read or don't fit, the split was trained on, an option would
+            be ignored, or another evaluation is at work in the folder.
     """
     device = best_device(device)
     share = launched_share(device)
+    options = Options(
+        examples, controls, retrieval_images, captions_per_image, folds, queries, shortlist, questions, seed
+    )
     console.quiet = not share.first
     precision = precision or share.agreed(best_precision(device))
     corpus = Corpus([f"{data}:{split}"])
     model, processor, _ = load_checkpoint(checkpoint, device)
     made_for = KINDS[type(model)]
     kind = task or made_for
+    options.check(kind)
+    check_fit(options, model, corpus)
     if (kind, made_for) == ("question-answering", "pretraining"):
         model = load_answering(checkpoint, model.pixelbert)
     elif kind != made_for and (kind, made_for) != ("retrieval", "pretraining"):
@@ -163,67 +176,83 @@ def evaluate(
             "split, or say --allow-trained to have them marked"
         )
     folder = output or default_folder(checkpoint, corpus, split, kind, made_for)
-    options = {"examples": examples, "seed": seed, "precision": precision}
-    if kind == "retrieval":
-        options |= {"retrieval_images": retrieval_images, "captions_per_image": captions_per_image, "queries": queries}
-        options |= {"shortlist": shortlist}
-    if kind != "pretraining":  # which keeps no predictions
-        facts = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance()}
+    identity: dict[str, Any] | None = None
+    if kind != "pretraining":
+        identity = {"checkpoint": weights_fingerprint(model), "task": kind, "data": corpus.provenance()}
         if photos := corpus.photo_digest:
-            facts["photos"] = photos
-        with share.first_alone():
-            predictions.claim(folder, facts | options)
+            identity["photos"] = photos
+        identity |= {"examples": examples, "seed": seed, "precision": precision}
+        if kind == "retrieval":
+            identity |= {"retrieval_images": retrieval_images, "captions_per_image": captions_per_image}
+            identity |= {"queries": queries, "shortlist": shortlist}
     elif share.first:
-        share = Share()  # a few thousand captions at most are measured, by one process
+        share = Share()  # a few thousand captions at most are measured, by one process, and no predictions kept
     else:
         return {}
     images = processor.image_processor
-    cache = None
-    if feature_cache:
-        with share.first_alone():
-            cache = build_feature_cache(model.pixelbert, corpus, images, feature_cache)
-    model = for_inference(model, precision)
-    run = Evaluation(model, processor, Photos(corpus, images, cache), folder, precision, controls, share)
-    chosen = range(len(corpus))[:examples]
-    if kind == "pretraining":
-        result: dict[str, Any] = evaluate_pretraining(
-            model,
-            processor,
-            run.photos,
-            examples=examples,
-            retrieval_images=100 if retrieval_images is None else retrieval_images,
-            captions_per_image=1 if captions_per_image is None else captions_per_image,
-            seed=seed,
-            precision=precision,
+    with predictions.claimed(folder, identity, share):
+        cache = None
+        if feature_cache:
+            with share.first_alone():
+                cache = build_feature_cache(model.pixelbert, corpus, images, feature_cache)
+        model = for_inference(model, precision)
+        run = Evaluation(model, processor, Photos(corpus, images, cache), folder, precision, options, share)
+        result = {"checkpoint": checkpoint, "data": data, "split": split, "task": kind, "precision": precision}
+        result |= {"trained_on": bool(learned)} | measure(run, kind)
+        if share.first:
+            print_table(result)
+            for file in (folder / "metrics.json", json):
+                if file is not None:
+                    write_json(file, result)
+            console.print(f"metrics and predictions are in {folder}")
+    return result
+
+
+def check_fit(options: Options, model: Any, corpus: Corpus) -> None:
+    """Check that the model and the data have what the options ask for.
+
+    Raises:
+        PixelBertError: there is no two-tower head, or the images make no equal folds.
+    """
+    if options.shortlist and model.pixelbert.towers is None:
+        raise PixelBertError("this checkpoint has no two-tower head to short-list by: leave out --shortlist")
+    images = len(corpus.examples_of_images(options.retrieval_images)) if options.folds else 0
+    if options.folds and images % options.folds:
+        raise PixelBertError(
+            f"--folds {options.folds}: {images:,} images do not divide into equal folds; choose a number that divides "
+            "them, or fewer images with --retrieval-images"
         )
-        if run.has_towers:
-            shown = int(result.get("retrieval_images", 100))
-            result |= tower_recall(model, processor, run.photos, images=shown, precision=precision)
-    elif kind == "question-answering":
-        result = evaluate_answers(run, chosen, seed, questions)
-    elif kind == "reasoning":
-        result = evaluate_statements(run, chosen, seed)
-    elif shortlist:
-        result = evaluate_shortlist(run, retrieval_images, captions_per_image or 0, shortlist)
-    elif queries:
-        result = estimate_retrieval(run, retrieval_images, captions_per_image or 0, queries, seed)
-    else:
-        result = evaluate_retrieval(run, retrieval_images, captions_per_image or 0, folds)
-    result = {
-        "checkpoint": checkpoint,
-        "data": data,
-        "split": split,
-        "task": kind,
-        "precision": precision,
-        "trained_on": bool(learned),
-    } | result
-    if not share.first:
-        return result
-    print_table(result)
-    for file in (folder / "metrics.json", json):
-        if file is not None:
-            write_json(file, result)
-    console.print(f"metrics and predictions are in {folder}")
+
+
+def measure(run: Evaluation, kind: Kind) -> dict[str, Any]:
+    """The figures of a task, as the options say."""
+    if kind == "pretraining":
+        return evaluate_zero_shot(run)
+    if kind == "question-answering":
+        return evaluate_answers(run)
+    if kind == "reasoning":
+        return evaluate_statements(run)
+    if run.options.shortlist:
+        return evaluate_shortlist(run)
+    return estimate_retrieval(run) if run.options.queries else evaluate_retrieval(run)
+
+
+def evaluate_zero_shot(run: Evaluation) -> dict[str, Any]:
+    """What a pre-trained model has learned, and how it ranks as it is."""
+    options = run.options
+    shown = 100 if options.retrieval_images is None else options.retrieval_images
+    result: dict[str, Any] = evaluate_pretraining(
+        run.model,
+        run.processor,
+        run.photos,
+        examples=options.examples,
+        retrieval_images=shown,
+        captions_per_image=1 if options.captions_per_image is None else options.captions_per_image,
+        seed=options.seed,
+        precision=run.precision,
+    )
+    if run.has_towers and shown:
+        result |= tower_recall(run.model, run.processor, run.photos, images=shown, precision=run.precision)
     return result
 
 
@@ -267,11 +296,13 @@ def predict(
     """
     ids = {run.corpus.example_id(e): e for e in examples}
 
-    def done() -> dict[str, Any]:
-        files = sorted(run.folder.glob(f"{name}.jsonl")) + sorted(run.folder.glob(f"{name}-*.jsonl"))
-        return {key: value for file in files for key, value in predictions.read_predictions(file, kind)[0].items()}
+    def files() -> list[Path]:
+        return sorted(run.folder.glob(f"{name}.jsonl")) + sorted(run.folder.glob(f"{name}-*.jsonl"))
 
-    known = done()
+    known: dict[str, Any] = {}
+    with run.share.first_alone():
+        for file in files():
+            known |= predictions.recover(file, kind)
     run.share.wait()
     left = run.share.of([e for example_id, e in ids.items() if example_id not in known])
     part = "" if run.share.first else f"-{run.share.rank}"
@@ -283,20 +314,22 @@ def predict(
         for example, prediction in found:
             log.add(run.corpus.example_id(example), prediction)
     run.share.wait()
-    known = done()
+    for file in files():
+        known |= predictions.read_predictions(file, kind)[0]
     return {e: known[example_id] for example_id, e in ids.items()}
 
 
-def evaluate_answers(run: Evaluation, chosen: Sequence[int], seed: int, questions: Path | None) -> dict[str, Any]:
+def evaluate_answers(run: Evaluation) -> dict[str, Any]:
     """Accuracy beside photos shuffled and blank, and the file for VQA's evaluation server."""
+    chosen, questions = run.chosen, run.options.questions
     answer = partial(predict, run, examples=chosen, predicted=answer_questions, kind=str)
     answers = answer("answers")
     labelled = all(run.corpus.target(e, "answers") for e in chosen)
     result: dict[str, Any] = {"examples": len(chosen)}
     if labelled:
         controls = {}
-        if run.controls:
-            shuffled = shuffled_images(run.corpus, chosen, seed)
+        if run.options.controls:
+            shuffled = shuffled_images(run.corpus, chosen, run.options.seed)
             controls["shuffled"] = answer("answers_shuffled", images_of=shuffled)
             controls["blank"] = answer("answers_blank", blank=True)
         result |= measure_answers(run.corpus, answers, **controls)
@@ -336,8 +369,9 @@ def check_complete(run: Evaluation, answers: dict[str, str], questions: Path | N
         )
 
 
-def evaluate_statements(run: Evaluation, chosen: Sequence[int], seed: int) -> dict[str, Any]:
+def evaluate_statements(run: Evaluation) -> dict[str, Any]:
     """Accuracy and consistency beside photos shuffled, and the file for NLVR2's script."""
+    chosen = run.chosen
     judge = partial(predict, run, examples=chosen, predicted=judge_statements, kind=bool)
     identifier = {e: run.corpus.example_id(e).rpartition(":")[2] for e in chosen}
     judged = {identifier[e]: true for e, true in judge("statements").items()}
@@ -345,8 +379,8 @@ def evaluate_statements(run: Evaluation, chosen: Sequence[int], seed: int) -> di
     result: dict[str, Any] = {"examples": len(chosen)}
     if all(label is not None for label in labels.values()):
         result |= {name: value / 100 for name, value in nlvr2_scores(judged, labels).items()}
-        if run.controls:
-            images_of = shuffled_images(run.corpus, chosen, seed)
+        if run.options.controls:
+            images_of = shuffled_images(run.corpus, chosen, run.options.seed)
             shuffled = judge("statements_shuffled", images_of=images_of)
             result["accuracy_shuffled"] = float(np.mean([shuffled[e] == labels[identifier[e]] for e in chosen]))
     if run.share.first:
@@ -354,19 +388,21 @@ def evaluate_statements(run: Evaluation, chosen: Sequence[int], seed: int) -> di
     return result
 
 
-def gallery(corpus: Corpus, images: int | None, captions_per_image: int) -> tuple[list[int], list[int]]:
+def gallery(run: Evaluation) -> tuple[list[int], list[int]]:
     """The captions and the images that are ranked among each other."""
-    groups = corpus.examples_of_images(images)
+    groups, captions_per_image = (
+        run.corpus.examples_of_images(run.options.retrieval_images),
+        run.options.captions_per_image,
+    )
     captions = [e for es in groups.values() for e in (es[:captions_per_image] if captions_per_image else es)]
     return captions, list(groups)
 
 
-def estimate_retrieval(
-    run: Evaluation, images: int | None, captions_per_image: int, queries: int, seed: int
-) -> dict[str, Any]:
+def estimate_retrieval(run: Evaluation) -> dict[str, Any]:
     """Recall both ways by some of the queries against everything, each with its standard error."""
-    captions, shown = gallery(run.corpus, images, captions_per_image)
-    rng = np.random.default_rng(seed)
+    captions, shown = gallery(run)
+    queries = run.options.queries
+    rng = np.random.default_rng(run.options.seed)
     some_captions = sorted(rng.permutation(captions)[:queries].tolist())
     some_images = sorted(rng.permutation(shown)[: max(queries * len(shown) // len(captions), 1)].tolist())
     result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions)}
@@ -389,11 +425,10 @@ def estimate_retrieval(
     return result
 
 
-def evaluate_shortlist(run: Evaluation, images: int | None, captions_per_image: int, size: int) -> dict[str, Any]:
+def evaluate_shortlist(run: Evaluation) -> dict[str, Any]:
     """Recall both ways as a search finds: the two-tower head short-lists, and the exact score ranks the list."""
-    if not run.has_towers:
-        raise PixelBertError("this checkpoint has no two-tower head to short-list by: leave out --shortlist")
-    captions, shown = gallery(run.corpus, images, captions_per_image)
+    captions, shown = gallery(run)
+    size = run.options.shortlist
     first = tower_scores(run.model, run.processor, run.photos, captions, shown, precision=run.precision)
     of_texts, of_images = shortlisted(first, size), shortlisted(first.T, size).T
     scores = run.score("scores_shortlist", captions, shown, of_texts | of_images)
@@ -405,9 +440,10 @@ def evaluate_shortlist(run: Evaluation, images: int | None, captions_per_image: 
     return result | {f"tower_{name}": value for name, value in towers.items()}
 
 
-def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: int, folds: int) -> dict[str, Any]:
+def evaluate_retrieval(run: Evaluation) -> dict[str, Any]:
     """Recall both ways over all pairs, scores.npy and a run file for each way."""
-    captions, shown = gallery(run.corpus, images, captions_per_image)
+    captions, shown = gallery(run)
+    folds = run.options.folds
     scores = run.score("scores", captions, shown)
     result: dict[str, Any] = {"retrieval_images": len(shown), "retrieval_captions": len(captions)}
     result |= all_pairs_recall(run.corpus, captions, shown, scores)
@@ -427,45 +463,3 @@ def evaluate_retrieval(run: Evaluation, images: int | None, captions_per_image: 
         predictions.write_run(run.folder / "text_to_image.run", scores, caption_ids, image_ids)
         predictions.write_run(run.folder / "image_to_text.run", scores.T, image_ids, caption_ids)
     return result
-
-
-def print_table(result: dict[str, Any]) -> None:
-    """The metrics for people, with what chance or the control gets."""
-    table = Table("metric", "value", "control", "control is")
-
-    def row(name: str, key: str, control: str = "", meaning: str = "") -> None:
-        if key in result:
-            table.add_row(name, f"{result[key]:.3f}", control, meaning)
-
-    def figures(*keys: str) -> str:
-        return " / ".join(f"{result[key]:.3f}" for key in keys if key in result)
-
-    row("ITM accuracy", "itm_accuracy", figures("itm_accuracy_blank"), "blank photos (chance 0.5)")
-    row("  matching head alone", "itm_accuracy_joint")
-    row("  two-tower head alone", "itm_accuracy_apart")
-    for name in ("mlm_loss", "mlm_accuracy"):
-        row(
-            name.replace("_", " ").replace("mlm", "MLM"),
-            name,
-            figures(f"{name}_other_photo", f"{name}_blank"),
-            "another photo / a blank one",
-        )
-    row("accuracy", "accuracy", figures("accuracy_shuffled", "accuracy_blank"), "photos shuffled / blank")
-    row("answerable questions", "answerable")
-    row("consistency", "consistency")
-    for key in result:
-        if key.startswith("accuracy_") and key not in ("accuracy_shuffled", "accuracy_blank"):
-            row(key.replace("_", " "), key)
-    for way, items in (("text_to_image", "retrieval_images"), ("image_to_text", "retrieval_captions")):
-        for k in (1, 5, 10):
-            if f"{way}_r{k}" in result:
-                chance = f"{min(k / result['retrieval_images'], 1):.3f}"
-                meaning = f"chance among {result[items]:,}"
-                if f"{way}_queries" in result:
-                    error = result[f"{way}_r{k}_standard_error"]
-                    meaning += f"; {result[f'{way}_queries']} queries, standard error {error:.3f}"
-                row(f"{way.replace('_', ' ')} R@{k}", f"{way}_r{k}", chance, meaning)
-    for key in result:
-        if key.endswith("_folds") or "_kept_by_" in key or key.startswith(("tower_text", "tower_image_")):
-            row(key.replace("_", " "), key)
-    console.print(table)

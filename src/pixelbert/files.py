@@ -22,12 +22,22 @@ SUMS = "SHA256SUMS"  # in a folder: the checksums of its files
 def write_atomically(file: Path, text: str) -> None:
     """Write beside, flush to disk, rename: a reader sees the old file or the new, never a part."""
     aside = file.with_name(file.name + ".partial")
-    with aside.open("w", encoding="utf-8", newline="\n") as f:  # the same bytes on every system
+    with naming(aside), aside.open("w", encoding="utf-8", newline="\n") as f:  # the same bytes on every system
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
     aside.replace(file)
     flush(file.parent)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Have the error of a disk that is full say in which file: writing, unlike opening, does not tell."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
 
 
 def flush(path: Path) -> None:

@@ -93,6 +93,17 @@ def image_size(source: ImageSource, where: str = "") -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
+def stored_size(source: ImageSource, where: str = "") -> tuple[int, int]:
+    """Width and height as they are stored, before the image is turned upright: from the header alone, and so cheap for
+    every format (a PNG tells how it is turned only once it is decoded).
+
+    Raises:
+        ImageError: as `open_image`, as far as the header tells.
+    """
+    with _quiet_pillow(), _header(source, _name(source, where)) as image:
+        return image.size
+
+
 def check_image(source: ImageSource, where: str = "") -> tuple[int, int]:
     """Width and height of the upright image after decoding all of it: `open_image` will not fail afterwards.
 

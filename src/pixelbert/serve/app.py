@@ -5,6 +5,7 @@ Only what the checkpoint can do has a route.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -160,6 +161,12 @@ class Info(BaseModel):
     examples: list[Example]
 
 
+def abilities(model: PixelBert, index: Any) -> list[str]:
+    """What a server of this model, and of an index if there is one, can do."""
+    more = {"answer": model.answering is not None, "search": index is not None}
+    return [task for task in TASKS if more.get(task, task in CAN[type(model.model)])]
+
+
 Photo = Annotated[UploadFile, File(description="an image file: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or JPEG 2000")]
 Top = Annotated[int, Form(ge=1, le=100, description="how many to give")]
 
@@ -176,15 +183,15 @@ def create_app(
         hosts: see `Guard`.
     """
     limits, metrics = limits or Limits(), Metrics()
-    more = {"answer": model.answering is not None, "search": index is not None}
-    can = [task for task in TASKS if more.get(task, task in CAN[type(model.model)])]
+    can = abilities(model, index)
+    drawing = asyncio.Lock()  # one photo of the index after another, each of which may be large
     found_photos: list[str] = []  # by number: a client never names a file
     worker: ModelThread
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         nonlocal worker
-        worker = ModelThread(model, limits.waiting, metrics)
+        worker = ModelThread(model, limits.waiting, metrics, limits.pixels)
         yield
         await run_in_threadpool(worker.close)
 
@@ -250,12 +257,16 @@ def create_app(
         image: Photo,
         text: Annotated[str, Form()],
         token: Annotated[str | None, Form(description="a word of the text; all by default")] = None,
-        layer: Annotated[int | None, Form(description="from 0; the first by default, with rollout the last")] = None,
-        head: Annotated[int | None, Form(description="from 0; the mean over the heads by default")] = None,
+        layer: Annotated[
+            int | None, Form(ge=0, description="from 0; the first by default, with rollout the last")
+        ] = None,
+        head: Annotated[int | None, Form(ge=0, description="from 0; the mean over the heads by default")] = None,
         rollout: Annotated[bool, Form(description="follow attention through all layers")] = False,
     ) -> Words:
         """Which pixels of the photo each word looks at."""
         limits.text(text)
+        if token is not None:
+            limits.text(token, "word")
         photo = await bytes_of(image)
         maps = await worker.run(lambda: model.attend(photo, text, token, layer, head, rollout), [photo])
         return Words(words=[Word(word=word, share=share, map=grid.tolist()) for word, grid, share in maps])
@@ -282,7 +293,8 @@ def create_app(
             if not 0 <= number < len(found_photos):
                 raise HTTPException(404, f"no search has found a photo with the number {number}")
             try:
-                data = await run_in_threadpool(scaled_down, found_photos[number])
+                async with drawing:
+                    data = await run_in_threadpool(scaled_down, found_photos[number])
             except PixelBertError:
                 raise HTTPException(404, "this photo is no longer where the index found it") from None
             return Response(data, media_type="image/jpeg")

@@ -2,7 +2,8 @@
 
 The features that `PixelBert` remembers have no lock, and a device does one thing at a time anyway. So the thread takes
 what waits, puts all its photos through the CNN together, and scores all pairs of photos and sentences in one pass. A
-score never depends on its batch, so nobody can tell in whose company a request was.
+score never depends on its batch, so nobody can tell in whose company a request was. Photos are decoded one after
+another; of large ones few are taken at once, so that a request with a small one does not wait for all of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from pixelbert.predict.pixelbert import PixelBert
+from pixelbert.serve.limits import Limits, PhotoFile
 from pixelbert.serve.metrics import Metrics
 
 REQUESTS_TOGETHER = 16  # at most two photos each: fewer than the model remembers
@@ -38,6 +40,11 @@ class Job:
     call: Callable[[], Any] | None = None
     future: Future[Any] = field(default_factory=Future)
 
+    @property
+    def pixels(self) -> int:
+        """What is to be decoded, as far as it is known."""
+        return sum(image.pixels for image in self.images if isinstance(image, PhotoFile))
+
 
 class ModelThread:
     """The thread and its queue.
@@ -45,10 +52,11 @@ class ModelThread:
     Args:
         model: used by nobody else from here on.
         waiting: jobs that the queue holds; one more raises `BusyError`.
+        pixels: of the photos of jobs that are taken together. A job that has more alone is taken alone.
     """
 
-    def __init__(self, model: PixelBert, waiting: int, metrics: Metrics) -> None:
-        self.model, self.waiting, self.metrics = model, waiting, metrics
+    def __init__(self, model: PixelBert, waiting: int, metrics: Metrics, pixels: int = Limits.pixels) -> None:
+        self.model, self.waiting, self.metrics, self.pixels = model, waiting, metrics, pixels
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -101,9 +109,22 @@ class ModelThread:
                             job.future.set_exception(BusyError("the server is stopping"))
                     self._queue.clear()
                     return []
-                some = [self._queue.popleft() for _ in range(min(len(self._queue), REQUESTS_TOGETHER))]
-                if wanted := [job for job in some if job.future.set_running_or_notify_cancel()]:
+                if wanted := self._first_that_fit():
                     return wanted
+
+    def _first_that_fit(self) -> list[Job]:
+        """Take the first job that is still wanted, and those behind it that fit beside."""
+        taken: list[Job] = []
+        left: deque[Job] = deque()
+        pixels = 0
+        for job in self._queue:
+            if len(taken) == REQUESTS_TOGETHER or (taken and pixels + job.pixels > self.pixels):
+                left.append(job)
+            elif job.future.set_running_or_notify_cancel():
+                taken.append(job)
+                pixels += job.pixels
+        self._queue = left
+        return taken
 
     def _compute(self, jobs: Sequence[Job]) -> None:
         # What goes wrong with all at once, for one bad photo, goes right for the others alone.

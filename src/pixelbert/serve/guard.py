@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import math
 import re
@@ -20,6 +21,8 @@ from pixelbert.serve.metrics import Metrics
 
 LINGER = 2.0  # seconds for which what a refused client still sends is read and thrown away
 RETRY_AFTER = 2  # seconds
+LONGEST_ERROR = 1000  # characters: an error may quote what was sent
+ANY_ADDRESS = "any IP address"  # among the hosts of a guard
 UNFORESEEN = "something went wrong in the server; its log says what"
 SECURITY: Mapping[str, str] = {
     # blob: is how the page shows the photo that was chosen, before and without sending it
@@ -39,6 +42,8 @@ log = logging.getLogger("pixelbert.serve")
 
 def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The one form of all errors."""
+    if len(message) > LONGEST_ERROR:
+        message = message[:LONGEST_ERROR] + " ..."
     if status == 503:
         headers = {"Retry-After": str(RETRY_AFTER), **(headers or {})}
     return JSONResponse({"error": message}, status, dict(headers or {}))
@@ -48,9 +53,8 @@ class Guard:
     """Wraps the whole app, so that whatever happens in it ends in an answer, in JSON and without a traceback.
 
     Args:
-        hosts: names in the Host header that are answered; all if None. A server that is bound to loopback answers to
-            loopback's names alone: otherwise a web page could have its own name resolve to 127.0.0.1 and read the
-            answers (DNS rebinding).
+        hosts: names in the Host header that are answered, and `ANY_ADDRESS` if addresses are; all if None. Otherwise a
+            web page could have its own name resolve to this server's address and read the answers (DNS rebinding).
         endpoints: paths that are counted by name.
     """
 
@@ -113,11 +117,15 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
         """What to answer without asking the app, if so."""
-        if self.hosts is not None and host_of(headers.get("host", "")) not in self.hosts:
-            return error(400, f"this server answers to {', '.join(sorted(self.hosts))} alone: mind the address")
+        if self.hosts is not None and not is_answered(host_of(headers.get("host", "")), self.hosts):
+            return error(
+                400,
+                "this server does not answer to that name: open the address that it printed when it started, or start "
+                "it with --hosts and the name",
+            )
         if not scope["path"].startswith("/api/"):
             return None
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        if is_foreign(headers):
             return error(403, "another web site may not ask this server: open its own page")
         if self.open > self.limits.connections:
             return error(503, "too many requests at one time: try again in a moment")
@@ -136,6 +144,31 @@ def host_of(header: str) -> str:
     """The name in a Host header, without its port: of `[::1]:8000`, `[::1]`. Empty if it is malformed."""
     match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:\d*)?", header)
     return match[1].lower() if match else ""
+
+
+def is_answered(host: str, hosts: frozenset[str]) -> bool:
+    """Whether a name of a Host header, or an address, is among these hosts."""
+    return host in hosts or (ANY_ADDRESS in hosts and is_address(host))
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an IP address, which no web page can have as its own name."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def is_foreign(headers: Headers) -> bool:
+    """Whether a page of another web site asks. Browsers say so in Sec-Fetch-Site; where they don't send that (old ones,
+    and over plain HTTP from another machine), Origin names the page's site. Programs that are no browser send neither.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")  # of a page without a site, "null"
+    return origin is not None and origin.lower().partition("://")[2] != headers.get("host", "").lower()
 
 
 def content_length(headers: Headers) -> float:

@@ -7,8 +7,18 @@ from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
-from pixelbert.data.images import image_size
+from pixelbert.data.images import stored_size
 from pixelbert.errors import PixelBertError
+
+
+class PhotoFile(bytes):
+    """The bytes of an image file.
+
+    Attributes:
+        pixels: that they decode to, by its header.
+    """
+
+    pixels: int = 0
 
 
 @dataclass(frozen=True)
@@ -17,12 +27,15 @@ class Limits:
 
     Args:
         upload_mb: megabytes of a request, its photos and texts together.
-        pixels: of a photo once it is decoded, which is what a decompression bomb spends.
+        pixels: of a photo once it is decoded, which is what a decompression bomb spends; and of all photos that are
+            decoded together.
         characters: of a sentence, question or statement.
         sentences: to score in one request.
-        seconds: from a request's first byte to its answer.
+        seconds: from the end of a request's headers to its answer.
+        head_seconds: from the opening of a connection, or the last answer on it, to the end of a request's headers.
         waiting: requests in the queue for the model; those that come then are asked to come back later.
-        connections: requests that are being received, waited for or answered at one time.
+        connections: requests that are being received, waited for or answered at one time. Twice as many connections
+            may be open.
     """
 
     upload_mb: float = 20
@@ -30,6 +43,7 @@ class Limits:
     characters: int = 2000
     sentences: int = 100
     seconds: float = 60
+    head_seconds: float = 10
     waiting: int = 64
     connections: int = 256
 
@@ -57,9 +71,11 @@ class Limits:
             raise HTTPException(422, f"{len(texts):,} sentences at once; at most {self.sentences:,} are scored")
         return [self.text(text, f"sentence {i}" if len(texts) > 1 else "sentence") for i, text in enumerate(texts, 1)]
 
-    def photo(self, data: bytes) -> bytes:
+    def photo(self, data: bytes) -> PhotoFile:
         """The bytes of an image file, if its header reads well. Blocking; pixels are decoded by the model's thread."""
-        width, height = image_size(data, "the photo")
+        width, height = stored_size(data, "the photo")
         if width * height > self.pixels:
             raise HTTPException(413, f"the photo is {width} x {height}; at most {self.pixels:,} pixels are decoded")
-        return data
+        file = PhotoFile(data)
+        file.pixels = width * height
+        return file

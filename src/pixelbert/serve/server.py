@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +30,7 @@ def serve(
     upload_mb: float = 20,
     waiting: int = 64,
     seconds: float = 60,
+    hosts: str | list[str] | None = None,
 ) -> None:
     """Serve a trained model as a web page and an HTTP API, until Ctrl-C or SIGTERM.
 
@@ -36,35 +39,42 @@ def serve(
             if left out.
         index: folder that `pixelbert index` wrote, for searching photos.
         host: address to listen on. Whoever reaches another than the default may use the model: there are no accounts.
+            It is then asked by an address, by this machine's name, or by a name given as one of `hosts`.
         port: 0 for any that is free.
         device: cuda, mps or cpu; the best there is by default.
         precision: bf16 or fp32; by default the faster on this device, which is measured.
         upload_mb: megabytes that one request may have.
         waiting: requests that may wait for the model; those that come then are asked to come back.
         seconds: that a request may take.
+        hosts: a further name by which it is asked, or a list of them: of a proxy before it, or one that a network gives
+            this machine. Requests by other names are refused.
     """
     try:
         import uvicorn
 
-        from pixelbert.serve.app import CAN, create_app
+        from pixelbert.serve.app import abilities, create_app
+        from pixelbert.serve.connections import Connection
         from pixelbert.serve.limits import Limits
     except ModuleNotFoundError as error:
         raise PixelBertError(f"serving needs {error.name}: pip install 'pixelbert[serve]'") from error
+    names = answered(host, [hosts] if isinstance(hosts, str) else hosts or [])
     limits = Limits(upload_mb=upload_mb, waiting=waiting, seconds=seconds)
     with listening(host, port) as listener:  # before the model is loaded: a port in use is told at once
         model = PixelBert.from_pretrained(checkpoint, device, precision)
         opened = None if index is None else opened_index(model, index)
         shown = f"[{host}]" if ":" in host else host
         local = is_loopback(host)
-        hosts = LOOPBACK | {shown.lower()} if local else None
-        app = create_app(model, name_of(checkpoint), limits, opened, hosts)
-        can = [*CAN[type(model.model)], *(["search"] if opened is not None else [])]
+        app = create_app(model, name_of(checkpoint), limits, opened, names)
         address = f"http://{shown}:{listener.getsockname()[1]}"
-        print(f"{name_of(checkpoint)} ({', '.join(can)}) is at {address}  (Ctrl-C stops it)", flush=True)
+        print(
+            f"{name_of(checkpoint)} ({', '.join(abilities(model, opened))}) is at {address}  (Ctrl-C stops it)",
+            flush=True,
+        )
         if not local:
             print("Anyone who can reach this machine may use it: there are no accounts.", flush=True)
         config = uvicorn.Config(
             app,
+            http=type("Connection", (Connection,), {"limits": limits}),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -111,6 +121,24 @@ def listening(host: str, port: int) -> socket.socket:
         raise PixelBertError(
             f"cannot listen at {host} port {port} ({error.strerror or error}): try another --port"
         ) from error
+
+
+def answered(host: str, more: Sequence[str]) -> frozenset[str]:
+    """The names by which a server that listens there is asked, as `Guard` takes them. Off loopback, any address is one.
+
+    Raises:
+        PixelBertError: one of `more` is no name.
+    """
+    from pixelbert.serve.guard import ANY_ADDRESS, host_of
+
+    for name in more:
+        if not re.fullmatch(r"[\w.-]+|\[[0-9a-f:.]+\]", name.lower()):
+            raise PixelBertError(f"--hosts {name!r} is no name: expected one such as models.example, without http://")
+    names = LOOPBACK | {host_of(f"[{host}]" if ":" in host else host), *(name.lower() for name in more)}
+    if is_loopback(host):
+        return names
+    own = socket.gethostname().lower()
+    return names | {own, f"{own.partition('.')[0]}.local", ANY_ADDRESS}
 
 
 def is_loopback(host: str) -> bool:
