@@ -69,6 +69,7 @@ class SearchIndex:
 
     Attributes:
         left_out: photos whose rows are damaged and that no search finds, by number, with the reason.
+        made: what tells it from an index made anew in its place, whose photos have other numbers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,7 +96,7 @@ class SearchIndex:
         if not about:
             store.close()
             raise PixelBertError(f"{self.folder} has no photos yet, as its first run was stopped: {make}")
-        self._store, self._identity, self._state = store, identity, state
+        self._store, self.made, self._state = store, identity, state
         self._vectors: Vectors | None = None
         self._describe(about)
 
@@ -106,26 +107,27 @@ class SearchIndex:
         self._checksum = about.get("vectors", "")
 
     def refresh(self) -> bool:
-        """Take in what another process has committed.
+        """Take in what another process has committed, or an index that was made anew in the place of this one.
 
         Returns:
-            Whether this is another index, which was put in the place of the one before: the numbers of photos are new.
+            Whether there was anything.
         """
-        if identity_of(self.folder / DATABASE) not in (None, self._identity):
+        if identity_of(self.folder / DATABASE) not in (None, self.made):
             before = self._store
             with suppress(PixelBertError):  # it may be in the making: the one before is searched until then
                 self._open()
                 before.close()
                 self.left_out = {}
                 return True
-        if (state := self._store.state()) != self._state:
-            self._describe(self._store.about())
-            self._state = state
-            there = set(self.ids())
-            self.left_out = {photo: reason for photo, reason in self.left_out.items() if photo in there}
-            if self._vectors is not None:
-                self._leave_out(self._vectors.follow(self._store))
-        return False
+        state = self._store.state()
+        if state == self._state:
+            return False
+        self._describe(self._store.about())
+        self._state, there = state, set(self.ids())
+        self.left_out = {photo: reason for photo, reason in self.left_out.items() if photo in there}
+        if self._vectors is not None:
+            self._leave_out(self._vectors.follow(self._store))
+        return True
 
     def _leave_out(self, photos: dict[int, str]) -> None:
         """Say once of each photo that its row is damaged."""
@@ -231,19 +233,13 @@ def search(
     count = None if shortlist is None else max(top, shortlist)
     kept: dict[int, Kept] = {}
     logits: dict[int, float] = {}
-
-    def first_stage() -> list[int]:
-        if index.refresh():
-            kept.clear()
-            logits.clear()
+    index.refresh()
+    while True:
         if index.fingerprint != fingerprint:
             made_by = printable(index.checkpoint)
             raise PixelBertError(f"{index.folder} was made with another checkpoint: {made_by}; search with that one")
-        return index.ids() if vector is None else index.nearest(vector, count)
-
-    photos = first_stage()
-    # An index may change while it is searched. What is found belongs to one state of it: the last.
-    while new := [photo for photo in photos if photo not in logits and photo not in index.left_out]:
+        made, photos = index.made, index.ids() if vector is None else index.nearest(vector, count)
+        new = [photo for photo in photos if photo not in logits and photo not in index.left_out]
         with Tracker("scoring photos", len(new)) as tracker:
             for start in range(0, len(new), SCORED_AT_ONCE):
                 some = new[start : start + SCORED_AT_ONCE]
@@ -252,7 +248,11 @@ def search(
                     logits |= dict(zip(there, model.logits_of(features, text).tolist(), strict=True))
                     kept |= there
                 tracker.advance(len(some))
-        photos = first_stage()
+        if not index.refresh():
+            break
+        # It has changed meanwhile: what is found belongs to one state of it, the last. Most is scored already.
+        if index.made != made:
+            kept, logits = {}, {}
     photos = [photo for photo in photos if photo in logits]
     if index.left_out and not photos:
         raise damaged(index.folder, f"no photo is left: {next(iter(index.left_out.values()))}")
