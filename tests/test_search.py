@@ -15,34 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 
-from pixelbert import PixelBert, PixelBertError, PixelBertForPreTraining, PixelBertProcessor, cli
-from pixelbert.data.processing import PixelBertImageProcessor, learn_tokenizer
+from pixelbert import PixelBert, PixelBertError, PixelBertForPreTraining, cli
 from pixelbert.predict import first_stage as module
 from pixelbert.predict.search import SearchIndex, index_photos
-
-TEXT = "two dogs on a red beach"
-
-
-def write_photo(path: Path, seed: int) -> None:
-    """Patches of random colours, of one of three shapes."""
-    rng = np.random.default_rng(seed)
-    size = [(140, 140), (200, 130), (130, 200)][seed % 3]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small = PIL.Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    small.resize(size, PIL.Image.Resampling.NEAREST).save(path)
+from search_builders import TEXT, save_checkpoint, write_photo
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model: Callable[..., PixelBertForPreTraining], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tokenizer = learn_tokenizer(["a dog and a cat on the red beach by the sea", "two dogs"], 64)
-    tiny_model(tower_size=16, max_position_embeddings=24).save_pretrained(folder)
-    PixelBertProcessor(PixelBertImageProcessor(128, 192), tokenizer, max_length=20).save_pretrained(folder)
-    return folder
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"), tiny_model)
 
 
 @pytest.fixture(scope="module")
