@@ -123,8 +123,10 @@ class SearchIndex:
         if state == self._state:
             return False
         self._describe(self._store.about())
-        self._state, there = state, set(self.ids())
-        self.left_out = {photo: reason for photo, reason in self.left_out.items() if photo in there}
+        self._state = state
+        if self.left_out:
+            there = set(self.ids())
+            self.left_out = {photo: reason for photo, reason in self.left_out.items() if photo in there}
         if self._vectors is not None:
             self._leave_out(self._vectors.follow(self._store))
         return True
