@@ -432,6 +432,24 @@ class TestSqlite:
         assert len(found(model, index)) >= 8
         assert index_photos(model, photos, index).photos == 48
 
+    def test_a_database_that_cannot_grow(
+        self, model: PixelBert, photos: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SQLite's own limit, which it tells as it tells a full disk."""
+        before = {one.image: one.score for one in model.search(index, TEXT, 100, None)}
+        write_more(photos, 40)
+        with monkeypatch.context() as patch:
+            patch.setattr(index_store, "SCHEMA", "PRAGMA max_page_count = 12;" + index_store.SCHEMA)
+            with pytest.raises(
+                PixelBertError, match=r"is full\. Make room.* what the index held is still there"
+            ) as told:
+                index_photos(model, photos, index)
+        assert "damaged" not in str(told.value)
+        now = {one.image: one.score for one in model.search(index, TEXT, 100, None)}
+        assert 8 <= len(now) < 48
+        assert {image: now[image] for image in before} == pytest.approx(before, abs=1e-6)
+        assert index_photos(model, photos, index).photos == 48
+
     def test_a_full_disk(self, checkpoint: Path, model: PixelBert, photos: Path, tmp_path: Path) -> None:
         disk = tmp_path / "disk"
         disk.mkdir()
@@ -641,6 +659,19 @@ for turn in range(1000):
                 with pytest.raises(PixelBertError, match="another process"):
                     index_photos(model, photos, folder)
         assert index_photos(model, photos, index.with_name("new")).photos == 8
+
+
+def test_the_index_finds_its_checkpoint_from_anywhere(
+    checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A relative path, taken from another folder, would be looked for on the hub."""
+    monkeypatch.chdir(checkpoint.parent)
+    options = ["--precision", "fp32", "--device", "cpu"]
+    cli.main(["index", str(photos), "--out", str(tmp_path / "index"), "--checkpoint", checkpoint.name, *options])
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    cli.main(["search", "index", TEXT, *options])
+    assert len(capsys.readouterr().out.splitlines()) == 8
 
 
 def test_the_page_runs_nothing(model: PixelBert, tmp_path: Path) -> None:

@@ -156,8 +156,10 @@ def claim(store: PhotoStore, root: Path, model: PixelBert) -> None:
     if about and about["fingerprint"] != fingerprint:
         made_by = printable(about["checkpoint"])
         raise PixelBertError(f"{store.folder} was made with another checkpoint, {made_by}: choose another --out")
-    # The shipped one by its name: where a package is installed may change.
-    source = SHIPPED if model.source == str(SHIPPED_FOLDER) else model.source
+    # A folder by its whole path, or from elsewhere it would be a name on the hub. The shipped one by its name: where a
+    # package is installed may change.
+    source = str(Path(model.source).absolute()) if Path(model.source).is_dir() else model.source
+    source = SHIPPED if source == str(SHIPPED_FOLDER) else source
     says = {"version": VERSION, "photos": str(root), "checkpoint": source, "fingerprint": fingerprint}
     if says != {name: about.get(name) for name in says}:
         with store.transaction() as database:
