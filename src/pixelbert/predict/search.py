@@ -106,22 +106,18 @@ class SearchIndex:
         self.photos, self.checkpoint, self.fingerprint = (about[n] for n in ("photos", "checkpoint", "fingerprint"))
         self._checksum = about.get("vectors", "")
 
-    def refresh(self) -> bool:
-        """Take in what another process has committed, or an index that was made anew in the place of this one.
-
-        Returns:
-            Whether there was anything.
-        """
+    def refresh(self) -> None:
+        """Take in what another process has committed, or an index that was made anew in the place of this one."""
         if identity_of(self.folder / DATABASE) not in (None, self.made):
             before = self._store
             with suppress(PixelBertError):  # it may be in the making: the one before is searched until then
                 self._open()
                 before.close()
                 self.left_out = {}
-                return True
+                return
         state = self._store.state()
         if state == self._state:
-            return False
+            return
         self._describe(self._store.about())
         self._state = state
         if self.left_out:
@@ -129,7 +125,6 @@ class SearchIndex:
             self.left_out = {photo: reason for photo, reason in self.left_out.items() if photo in there}
         if self._vectors is not None:
             self._leave_out(self._vectors.follow(self._store))
-        return True
 
     def _leave_out(self, photos: dict[int, str]) -> None:
         """Say once of each photo that its row is damaged."""
@@ -250,9 +245,11 @@ def search(
                     logits |= dict(zip(there, model.logits_of(features, text).tolist(), strict=True))
                     kept |= there
                 tracker.advance(len(some))
-        if not index.refresh():
+        if all(photo in logits or photo in index.left_out for photo in new):
             break
-        # It has changed meanwhile: what is found belongs to one state of it, the last. Most is scored already.
+        # Some were removed while others were scored. What is found belongs to one state of the index, so once more
+        # with the present one, most of which is scored already.
+        index.refresh()
         if index.made != made:
             kept, logits = {}, {}
     photos = [photo for photo in photos if photo in logits]
