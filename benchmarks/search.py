@@ -73,7 +73,7 @@ def main() -> None:
             started = time.monotonic()
             found = model.search(opened, text, len(ids) if shortlist is None else 10, shortlist)
             seconds[name].append(time.monotonic() - started)
-        rank = {path: r for r, (path, _) in enumerate(found)}  # of all photos, by the search that was exact
+        rank = {one.image: r for r, one in enumerate(found)}  # of all photos, by the search that was exact
         exact[row] = [-rank[path] for path in paths]
         place = {photo: p for p, (photo, _) in enumerate(opened.nearest(model.embed_text(text), len(ids)))}
         first_stage[row] = [-place[photo] for photo in ids]

@@ -41,7 +41,7 @@ from pixelbert import (
 )
 from pixelbert.data.images import ImageError
 from pixelbert.data.processing import PixelBertImageProcessor, learn_tokenizer
-from pixelbert.predict.search import index_photos
+from pixelbert.predict.search import Found, index_photos
 from pixelbert.serve import guard as guard_module
 from pixelbert.serve import server
 from pixelbert.serve.app import STATIC, create_app
@@ -567,14 +567,17 @@ class TestSearch:
 
         def search(index: Any, text: str, top: int) -> list[Any]:
             asked.append((index, text, top))
-            return [SimpleNamespace(image=file, score=0.5 - i / 10) for i, file in enumerate(files[:top])]
+            return [Found(file, 0.5 - i / 10, changed=i == 1) for i, file in enumerate(files[:top])]
 
         monkeypatch.setattr(model, "search", search, raising=False)
-        client = visit(model, index="the index")
+        index = SimpleNamespace(left_out={7: "damaged"})
+        client = visit(model, index=index)
         assert "search" in client.get(f"{API}/info").json()["can"]
         found = client.get(f"{API}/search", params={"text": "a dog", "top": 2})
-        assert asked == [("the index", "a dog", 2)]
+        assert asked == [(index, "a dog", 2)]
         assert [one["score"] for one in found.json()["results"]] == [0.5, 0.4]
+        assert [(one["changed"], one["missing"]) for one in found.json()["results"]] == [(False, False), (True, False)]
+        assert found.json()["left_out"] == 1
         assert str(folder) not in found.text
         again = client.get(f"{API}/search", params={"text": "a cat"}).json()["results"]
         assert [one["image"] for one in again[:2]] == [one["image"] for one in found.json()["results"]]
@@ -584,6 +587,8 @@ class TestSearch:
             assert small.size == (640, 411)
             difference = np.asarray(small, int) - np.asarray(large.resize(small.size), int)
             assert abs(difference).mean() < 12
+        Path(files[0]).replace(files[1])  # another photo of the same name: not the one that was shown before
+        assert client.get(again[1]["image"]).content != shown.content
         Path(files[2]).unlink()
         for path in (again[2]["image"], f"{API}/photos/3", f"{API}/photos/-1"):
             missing = client.get(path)

@@ -19,3 +19,9 @@ class StoppedError(PixelBertError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def printable(text: str) -> str:
+    """A text, such as the name of a file, as it may stand on a terminal: what is no visible character is escaped, so
+    that nothing in it moves the cursor, hides a part or cannot be encoded."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

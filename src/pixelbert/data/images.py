@@ -22,6 +22,14 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from pixelbert.errors import PixelBertError
 
+try:  # the extra `heif`
+    import pillow_heif
+except ImportError:
+    HEIF = False
+else:
+    HEIF = True
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+
 ImageSource = Path | str | bytes | Image.Image
 
 MIN_SIDE = 16  # pixels; anything smaller is a tracking pixel or a failed download, not a photo
@@ -29,7 +37,7 @@ MAX_PIXELS = 100_000_000  # 400 MB once decoded; up to 1.5 GB on the way there, 
 MAX_ASPECT = 20  # long side over short side; beyond it a resize leaves nothing to see
 
 # Named so that Pillow never tries formats that start other programs (EPS runs Ghostscript).
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", *(["HEIF"] if HEIF else []))
 
 NEARLY_BLACK = 16  # no pixel of a photo of more than 8 bits is as bright as one part in so many of its range
 
@@ -206,6 +214,8 @@ def _not_an_image(stream: IO[bytes], name: str) -> str:
         start = b""
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
         return f"{name} is a web page or SVG, not a photo: download the image again, or leave it out"
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc") and not HEIF:
+        return f"{name} is a HEIC or HEIF photo: `pip install 'pixelbert[heif]'` to read it, or save it as JPEG"
     known = ", ".join(FORMATS)
     return f"{name} is not an image of a known format ({known}), or is cut short: download it again, or leave it out"
 

@@ -42,7 +42,7 @@ def shipped_part(model: PixelBert, photos: Sequence[Photo], figures: Figures) ->
     with TemporaryDirectory() as folder:
         index_photos(model, photos[0].path.parent, Path(folder))
         found = [model.search(folder, photo.held_out, FOUND) for photo in next_ones]
-    searches = [[by_name[Path(image).name] for image, _ in best] for best in found]
+    searches = [[by_name[Path(one.image).name] for one in best] for best in found]
     part = filled(
         "shipped.html",
         weights=weights(model),

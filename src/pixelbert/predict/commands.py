@@ -14,11 +14,12 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from pixelbert.data.images import open_image
-from pixelbert.errors import PixelBertError
+from pixelbert.errors import PixelBertError, printable
 from pixelbert.files import read_text, write_atomically
 from pixelbert.loading import SHIPPED
+from pixelbert.predict.indexing import bring_up_to_date, passed_over_lines, reserved
 from pixelbert.predict.pixelbert import PixelBert
-from pixelbert.predict.search import SHORTLIST, SearchIndex, index_photos, results_page
+from pixelbert.predict.search import SHORTLIST, SearchIndex, remark, results_page
 
 SHOWN = 10  # photos that were left out, in the table for people
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -70,7 +71,13 @@ def load(args: Namespace) -> PixelBert:
 
 
 def show(args: Namespace, as_json: Any, lines: Sequence[str]) -> None:
-    print(json.dumps(as_json, ensure_ascii=False) if args.json else "\n".join(lines))
+    print(json_text(as_json) if args.json else "\n".join(lines))
+
+
+def json_text(value: Any) -> str:
+    """JSON in plain letters; by escapes if it has a file's name that is no UTF-8, which could not be printed."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if any("\ud800" <= character <= "\udfff" for character in text) else text
 
 
 def match_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -187,13 +194,18 @@ def index_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
 
 
 def index_command(args: Namespace) -> None:
-    done = index_photos(load(args), args.photos, args.out)
+    with reserved(args.out):  # before the model is loaded: an index that another process writes is told at once
+        done = bring_up_to_date(load(args), args.photos, args.out)
     skipped = [{"image": image, "reason": reason} for image, reason in done.skipped.items()]
+    passed_over = [{"kind": kind, "count": len(n), "files": n} for kind, n in done.passed_over.items()]
     lines = [f"{done.photos:,} photos in {args.out}: {done.added:,} added, {done.removed:,} removed"]
     lines += [f"{len(skipped):,} left out:"] if skipped else []
     lines += [f"  {reason}" for reason in list(done.skipped.values())[:SHOWN]]
     lines += [f"  and {len(skipped) - SHOWN:,} more; --json lists all"] if len(skipped) > SHOWN else []
-    show(args, done._asdict() | {"skipped": skipped}, lines)
+    lines += passed_over_lines(done.passed_over)
+    show(args, done._asdict() | {"skipped": skipped, "passed_over": passed_over}, lines)
+    if not done.photos:
+        raise PixelBertError(f"none of the photos in {args.photos} can be used, so there is nothing to search")
 
 
 def search_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -211,14 +223,19 @@ def search_command(args: Namespace) -> None:
     if args.out and args.out.suffix.lower() != ".html":
         raise PixelBertError(f"{args.out} is no page: --out takes a name that ends in .html")
     index = SearchIndex.open(args.index)
+    index.must_have_photos()
     args.checkpoint = args.checkpoint or index.checkpoint
     shortlist = None if args.exact else positive(args.shortlist, "--shortlist")
     found = load(args).search(index, args.text, positive(args.top), shortlist)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(args.out, results_page(args.text, found))
-    lines = [f"{score:.3f}  {image}" for image, score in found] + ([f"written to {args.out}"] if args.out else [])
-    show(args, {"results": [one._asdict() for one in found]}, lines)
+    lines = [f"{one.score:.3f}  {printable(one.image)}{remark(one)}" for one in found]
+    if any(one.changed or one.missing for one in found):
+        lines.append(f"`pixelbert index PHOTOS --out {args.index}` brings the index up to date")
+    lines += [f"written to {args.out}"] if args.out else []
+    left_out = list(index.left_out.values())  # told already, as it was found
+    show(args, {"results": [one._asdict() for one in found], "left_out": left_out}, lines)
 
 
 def positive(top: int, name: str = "--top") -> int:

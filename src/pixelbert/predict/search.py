@@ -1,119 +1,150 @@
 """Search over a folder of photos in two stages: a short list by the two-tower head, then the joint score of each, which
 together rank it.
 
-An index is a folder of two files. `photos.sqlite` is the truth: each photo's name, what it was when it was read, its
-pixel embeddings and its vector. `vectors.usearch` is made from it, for the first stage.
+An index is a folder of two files: `photos.sqlite` is the truth (`index_store`), and `vectors.usearch` is made from it,
+for the first stage (`first_stage`). `indexing` makes both.
 
 Shapes: I images, K pixels, D hidden, E width of the two-tower head.
 """
 
 from __future__ import annotations
 
-import os
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from usearch.index import Index
 
 from pixelbert.data.images import ImageError, open_image
-from pixelbert.data.sources.common import unsafe_path
-from pixelbert.errors import PixelBertError
-from pixelbert.files import file_sha256
-from pixelbert.loading import SHIPPED, SHIPPED_FOLDER, checkpoint_fingerprint
+from pixelbert.errors import PixelBertError, printable
+from pixelbert.loading import checkpoint_fingerprint
 from pixelbert.model.pixels import PixelFeatures
+from pixelbert.predict.first_stage import Vectors
+from pixelbert.predict.index_store import DATABASE, PhotoStore, check_name, damaged, kept_pixels, text_of
+from pixelbert.predict.indexing import Indexed as Indexed
+from pixelbert.predict.indexing import index_photos as index_photos
 from pixelbert.progress import Tracker
 
 if TYPE_CHECKING:
     from pixelbert.predict.pixelbert import PixelBert
 
-VERSION = "1"
-DATABASE, VECTORS = "photos.sqlite", "vectors.usearch"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif"}
-IMAGES_AT_ONCE = 8  # encoded, then kept: what a killed run has to do again
 SCORED_AT_ONCE = 64
 SHORTLIST = 100
-EXACT_UP_TO = 100_000  # vectors; below, comparing with all of them is no slower than following the graph, and exact
-KEPT_AS = (torch.float32, torch.bfloat16, torch.float16)
-ODD_VALUES: tuple[type[Exception], ...] = (
-    SafetensorError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-)  # what they raise where we read them
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS photos (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice, so a vector can't outlive its photo unseen
-    name TEXT UNIQUE NOT NULL,             -- below the folder of the photos
-    size INTEGER NOT NULL, changed INTEGER NOT NULL,
-    rows INTEGER, columns INTEGER, pixels BLOB, vector BLOB,
-    problem TEXT                           -- why it can't be used, in place of the others
-);
-"""
+log = logging.getLogger("pixelbert.search")
 
 
 class Found(NamedTuple):
-    """A photo that a search found: its path, and the probability that the sentence belongs to it (as of `match`). It is
-    ranked by that and by the two-tower head."""
+    """A photo that a search found. It is ranked by the score and by the two-tower head.
+
+    Attributes:
+        image: its path.
+        score: the probability that the sentence belongs to it (as of `match`).
+        changed: the file is another than when it was indexed: the score is the old one's.
+        missing: there is no such file any more.
+    """
 
     image: str
     score: float
+    changed: bool = False
+    missing: bool = False
 
 
-class Indexed(NamedTuple):
-    """What an indexing run did: photos in the index, those added and removed, and what is wrong with others."""
+class Kept(NamedTuple):
+    """A photo of the index: its name below the folder of the photos, and what the file was when it was read."""
 
-    photos: int
-    added: int
-    removed: int
-    skipped: dict[str, str]
+    name: str
+    size: int
+    changed: int
 
 
 class SearchIndex:
-    """An index that was made by `index_photos`; see `open`."""
+    """An index that was made by `index_photos`; see `open`.
 
-    def __init__(self, folder: Path, database: sqlite3.Connection) -> None:
-        self.folder, self._database = folder, database
-        about = described(database, folder)
-        self.photos, self.checkpoint, self.fingerprint = (
-            about.get(name, "") for name in ("photos", "checkpoint", "fingerprint")
-        )
-        self._sum = about.get("vectors", "")
-        self._vectors: Index | None = None
+    It follows what `index_photos` does beside it: each search is of what was committed last.
+
+    Attributes:
+        left_out: photos whose rows are damaged and that no search finds, by number, with the reason.
+        made: what tells it from an index made anew in its place, whose photos have other numbers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.left_out: dict[int, str] = {}
+        self._open()
 
     @classmethod
     def open(cls, folder: str | Path) -> SearchIndex:
-        """Open an index for searching; nothing is written.
+        """Open an index for searching. (Nothing is written, but what a killed run left half done is taken back.)
 
         Raises:
             PixelBertError: there is none, or it is broken or of another version.
         """
-        file = Path(folder) / DATABASE
-        if not file.is_file():
-            raise PixelBertError(f"{folder} is no index: make one with `pixelbert index PHOTOS --out {folder}`")
-        # One connection for whichever thread searches, one at a time.
-        database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-        version = described(database, Path(folder)).get("version")
-        if version != VERSION:
-            raise PixelBertError(f"{folder} is an index of version {version}, not {VERSION}: make it again")
-        return cls(Path(folder), database)
+        return cls(Path(folder))
 
-    def _rows(self, query: str, values: Sequence[object] = ()) -> list[Any]:
-        with readable(self.folder):
-            return self._database.execute(query, values).fetchall()
+    def _open(self) -> None:
+        make = f"make one with `pixelbert index PHOTOS --out {self.folder}`"
+        file = self.folder / DATABASE
+        if not file.is_file():
+            raise PixelBertError(f"{self.folder} is no index: {make}")
+        store, identity = PhotoStore(self.folder), identity_of(file)
+        state, about = store.state(), store.about()
+        if not about:
+            store.close()
+            raise PixelBertError(f"{self.folder} has no photos yet, as its first run was stopped: {make}")
+        self._store, self.made, self._state = store, identity, state
+        self._vectors: Vectors | None = None
+        self._describe(about)
+
+    def _describe(self, about: dict[str, str]) -> None:
+        if not about:
+            raise damaged(self.folder, "it says no longer whose it is")
+        self.photos, self.checkpoint, self.fingerprint = (about[n] for n in ("photos", "checkpoint", "fingerprint"))
+        self._checksum = about.get("vectors", "")
+
+    def refresh(self) -> None:
+        """Take in what another process has committed, or an index that was made anew in the place of this one."""
+        if identity_of(self.folder / DATABASE) not in (None, self.made):
+            before = self._store
+            with suppress(PixelBertError):  # it may be in the making: the one before is searched until then
+                self._open()
+                before.close()
+                self.left_out = {}
+                return
+        state = self._store.state()
+        if state == self._state:
+            return
+        self._describe(self._store.about())
+        self._state = state
+        if self.left_out:
+            there = set(self.ids())
+            self.left_out = {photo: reason for photo, reason in self.left_out.items() if photo in there}
+        if self._vectors is not None:
+            self._leave_out(self._vectors.follow(self._store))
+
+    def _leave_out(self, photos: dict[int, str]) -> None:
+        """Say once of each photo that its row is damaged."""
+        new = {photo: reason for photo, reason in photos.items() if photo not in self.left_out}
+        if new:
+            self.left_out |= new
+            log.warning(
+                "%s: %d of its photos left out, as what is kept of them is damaged: %s. `touch` them and index again.",
+                self.folder, len(new), "; ".join(list(new.values())[:3]),
+            )  # fmt: skip
 
     def __len__(self) -> int:
-        return int(self._rows("SELECT count(*) FROM photos WHERE problem IS NULL")[0][0])
+        return int(self._store.rows("SELECT count(*) FROM photos WHERE problem IS NULL")[0][0])
+
+    def must_have_photos(self) -> None:
+        """Raises:
+        PixelBertError: there is nothing to search.
+        """
+        if not len(self):
+            raise PixelBertError(f"{self.folder} has no photos that could be used: `pixelbert index` says why of each")
 
     def path(self, photo: int) -> Path:
         """Where the photo of this number is.
@@ -121,235 +152,139 @@ class SearchIndex:
         Raises:
             PixelBertError: there is no such photo.
         """
-        rows = self._rows("SELECT name FROM photos WHERE id = ? AND problem IS NULL", (photo,))
+        rows = self._store.rows("SELECT name FROM photos WHERE id = ? AND problem IS NULL", (photo,))
         if not rows:
             raise PixelBertError(f"{self.folder} has no photo {photo}")
-        if problem := unsafe_path(rows[0][0]):  # photos are shown, so none is taken from elsewhere
-            raise PixelBertError(f"{self.folder / DATABASE}: {problem}: delete {self.folder} and make the index again")
-        return Path(self.photos) / rows[0][0]
+        name = text_of(rows[0][0])
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise damaged(self.folder, error) from error
+        return Path(self.photos) / name
 
     def ids(self) -> list[int]:
         """The numbers of all photos, in the order of their names."""
-        return [row[0] for row in self._rows("SELECT id FROM photos WHERE problem IS NULL ORDER BY name")]
+        return [row[0] for row in self._store.rows("SELECT id FROM photos WHERE problem IS NULL ORDER BY name")]
 
-    def features(self, photos: Sequence[int]) -> PixelFeatures:
-        """The pixel embeddings of these photos (I, K, D)."""
+    def read(self, photos: Sequence[int], width: int) -> tuple[dict[int, Kept], PixelFeatures | None]:
+        """What is kept of these photos, in their order, without those that are damaged or were removed meanwhile.
+
+        Args:
+            width: D, of the model.
+
+        Returns:
+            The photos by number; and their pixel embeddings (I, K, D), None if none is left.
+        """
         marks = ",".join("?" * len(photos))
-        rows = self._rows(f"SELECT id, rows, columns, pixels FROM photos WHERE id IN ({marks})", photos)
-        with readable(self.folder, *ODD_VALUES):
-            found = {photo: ([r, c], kept_pixels(r, c, pixels)) for photo, r, c, pixels in rows}
-            return PixelFeatures.concatenate(
-                [PixelFeatures(found[p][1][None], torch.tensor([found[p][0]], dtype=torch.long)) for p in photos]
-            )
+        query = f"SELECT id, name, size, changed, rows, columns, pixels FROM photos WHERE id IN ({marks})"
+        kept: dict[int, Kept] = {}
+        features: dict[int, PixelFeatures] = {}
+        bad: dict[int, str] = {}
+        for photo, stored, size, changed, rows, columns, pixels in self._store.rows(query, photos):
+            name = text_of(stored)
+            try:
+                check_name(name)
+                values = kept_pixels(rows, columns, pixels, width)
+            except Exception as error:  # whatever is raised by bytes that we did not write
+                bad[photo] = f"{printable(name)} ({printable(str(error))})"
+            else:
+                kept[photo] = Kept(name, size, changed)
+                features[photo] = PixelFeatures(values[None], torch.tensor([[rows, columns]]))
+        self._leave_out(bad)
+        order = [photo for photo in photos if photo in kept]
+        together = PixelFeatures.concatenate([features[photo] for photo in order]) if order else None
+        return {photo: kept[photo] for photo in order}, together
 
     def nearest(self, vector: np.ndarray, count: int | None) -> list[int]:
         """The photos whose vectors are nearest to this one (E,), nearest first: the first stage of a search. All of
         them if `count` is None."""
         if self._vectors is None:
-            self._vectors = self._up_to_date_vectors(len(vector))
-        exact = count is None or len(self._vectors) <= EXACT_UP_TO
-        count = len(self._vectors) if count is None else min(count, len(self._vectors))
-        found = self._vectors.search(vector, count, exact=exact)
-        return [int(key) for key in found.keys]
+            self._vectors = Vectors(self.folder, len(vector), self._checksum)
+            self._leave_out(self._vectors.follow(self._store))
+        return self._vectors.nearest(vector, count)
 
-    def _up_to_date_vectors(self, width: int) -> Index:
-        """The stored vectors, with those added and removed since they were stored."""
-        file = self.folder / VECTORS
-        far = 4 * SHORTLIST  # how many vectors of the graph are looked at; near ones are missed with less
-        index = None
-        if file.is_file() and file_sha256(file) == self._sum:  # usearch trusts what it reads: damage would kill us
-            index = Index.restore(file, expansion_search=far)
-        if index is None or index.ndim != width:
-            index = Index(ndim=width, metric="ip", dtype="f32", expansion_search=far)
-        known = {int(key) for key in index.keys}
-        current = {row[0] for row in self._rows("SELECT id FROM photos WHERE vector IS NOT NULL")}
-        gone, new = sorted(known - current), sorted(current - known)
-        if gone:
-            index.remove(np.array(gone))
-        for start in range(0, len(new), 1000):
-            some = new[start : start + 1000]
-            rows = self._rows(f"SELECT id, vector FROM photos WHERE id IN ({','.join('?' * len(some))})", some)
-            with readable(self.folder, *ODD_VALUES):
-                vectors = np.stack([np.frombuffer(vector, np.float32) for _, vector in rows])
-                if vectors.shape[1] != width:
-                    raise ValueError(f"vectors of {vectors.shape[1]} numbers, where the model has {width}")
-            index.add(np.array([photo for photo, _ in rows]), vectors)
-        return index
-
-
-@contextmanager
-def readable(folder: Path, *others: type[Exception]) -> Iterator[None]:
-    """Tells of a database that is damaged; `others` are raised by values that are not what we wrote."""
-    told: tuple[type[Exception], ...] = (sqlite3.Error, *others)
-    try:
-        yield
-    except told as error:
-        raise PixelBertError(
-            f"{folder / DATABASE} is damaged ({error}): delete {folder} and make the index again"
-        ) from error
-
-
-def described(database: sqlite3.Connection, folder: Path) -> dict[str, str]:
-    """What an index says of itself.
-
-    Raises:
-        PixelBertError: it is damaged, or none of ours.
-    """
-    with readable(folder, ValueError):
-        kinds = database.execute("SELECT type FROM sqlite_master WHERE name IN ('about', 'photos')").fetchall()
-        if kinds != [("table",)] * 2:  # a view could compute for ever
-            raise ValueError("it lacks our tables")
-        about = dict(database.execute("SELECT name, value FROM about"))
-        if not all(isinstance(text, str) for text in (*about, *about.values())):
-            raise ValueError("it says what is no text")
-    return about
-
-
-def kept_pixels(rows: int, columns: int, pixels: bytes) -> torch.Tensor:
-    """The pixel embeddings (K, D) of a grid, from their bytes."""
-    found = safetensors.torch.load(pixels)["pixels"]
-    if found.ndim != 2 or found.dtype not in KEPT_AS or min(rows, columns) < 1 or rows * columns != len(found):
-        raise ValueError(f"pixels of shape {tuple(found.shape)} for {rows} x {columns}")
-    return found
-
-
-def index_photos(model: PixelBert, photos: str | Path, out: str | Path) -> Indexed:
-    """Encode every photo below a folder once; those that are in the index already, unchanged, are left alone.
-
-    Photos are added, replaced and removed as the folder says. What a killed run has encoded is kept.
-
-    Args:
-        model: pre-trained or fine-tuned for retrieval. With a two-tower head (`task.contrast` or `task.towers` in its
-            recipe) searches can short-list; without one they score every photo.
-        photos: the folder.
-        out: folder of the index; new, or an index to bring up to date.
-
-    Raises:
-        PixelBertError: no photos there; or `out` is the index of another checkpoint, or something else.
-    """
-    root, folder = Path(photos).absolute(), Path(out)
-    files = dict(photo_files(root, folder.absolute()))
-    if not files:
-        raise PixelBertError(f"{photos} has no photos ({', '.join(sorted(SUFFIXES))}): check the path")
-    if folder.exists() and any(folder.iterdir()) and not (folder / DATABASE).is_file():
-        raise PixelBertError(f"{folder} holds something that is no index: choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    with readable(folder), sqlite3.connect(folder / DATABASE) as database:
-        fingerprint = checkpoint_fingerprint(model.source)
-        before = claim(database, folder, fingerprint)
-        # The shipped one by its name: where a package is installed may change.
-        source = SHIPPED if model.source == str(SHIPPED_FOLDER) else model.source
-        about = {"version": VERSION, "photos": str(root), "checkpoint": source, "fingerprint": fingerprint}
-        known = described(database, folder).get("precision", "").split(", ")
-        about["precision"] = ", ".join(sorted({model.precision, *known} - {""}))  # of its vectors
-        database.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", list(about.items()))
-        gone = [name for name, state in before.items() if files.get(name) != state]
-        database.executemany("DELETE FROM photos WHERE name = ?", [(name,) for name in gone])
-        database.commit()
-        new = sorted(name for name, state in files.items() if before.get(name) != state)
-        with Tracker("indexing", len(files), done=len(files) - len(new)) as tracker:
-            for start in range(0, len(new), IMAGES_AT_ONCE):
-                some = new[start : start + IMAGES_AT_ONCE]
-                database.executemany(
-                    "INSERT OR REPLACE INTO photos (name, size, changed, rows, columns, pixels, vector, problem) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    [(name, *files[name], *row) for name, row in encoded(model, root, some)],
-                )
-                database.commit()
-                tracker.advance(len(some))
-        index = SearchIndex(folder, database)
-        count = len(index)
-        skipped = dict(database.execute("SELECT name, problem FROM photos WHERE problem IS NOT NULL ORDER BY name"))
-        if model.model.pixelbert.towers is not None:
-            aside = folder / (VECTORS + ".partial")
-            index._up_to_date_vectors(model.model.config.tower_size).save(aside)
-            database.execute("INSERT OR REPLACE INTO about VALUES ('vectors', ?)", (file_sha256(aside),))
-            aside.replace(folder / VECTORS)
-    database.close()
-    added = len(new) - sum(name in skipped for name in new)
-    return Indexed(count, added, sum(name not in files for name in gone), skipped)
-
-
-def photo_files(root: Path, index: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The name, size and time of change of every photo below a folder; hidden ones and the index's own are left out."""
-    for place, folders, files in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith(".") and Path(place, f) != index]
-        for file in files:
-            path = Path(place, file)
-            if path.suffix.lower() in SUFFIXES and not file.startswith(".") and path.is_file():
-                status = path.stat()
-                yield path.relative_to(root).as_posix(), (status.st_size, status.st_mtime_ns)
-
-
-def claim(database: sqlite3.Connection, folder: Path, fingerprint: str) -> dict[str, tuple[int, int]]:
-    """The photos of an index and what they were, if it is this checkpoint's."""
-    database.executescript(SCHEMA)
-    about = described(database, folder)
-    rows = database.execute("SELECT name, size, changed FROM photos").fetchall()
-    if about and (about.get("version"), about.get("fingerprint")) != (VERSION, fingerprint):
-        raise PixelBertError(
-            f"{folder} was made with another checkpoint, {about.get('checkpoint')}: choose another --out, or delete it"
-        )
-    return {name: (size, changed) for name, size, changed in rows}
-
-
-def encoded(model: PixelBert, root: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple]]:
-    """For each photo: its grid, pixel embeddings and vector, or what is wrong with it."""
-    images = {}
-    for name in names:
+    def found(self, photo: Kept, score: float) -> Found:
+        """A photo with its score, and whether it is still the one that was indexed."""
+        path = Path(self.photos) / photo.name
         try:
-            images[name] = open_image(root / name)
-        except ImageError as error:
-            yield name, (None, None, None, None, str(error))
-    if not images:
-        return
-    features = model.encode(list(images.values()))
-    vectors = model.embed_images(features)
-    for i, name in enumerate(images):
-        rows, columns = features.grid[i].tolist()
-        pixels = safetensors.torch.save({"pixels": features.values[i, : rows * columns].contiguous().cpu()})
-        yield name, (rows, columns, pixels, None if vectors is None else vectors[i].tobytes(), None)
+            status = path.stat()
+        except OSError:
+            return Found(str(path), score, missing=True)
+        return Found(str(path), score, changed=(status.st_size, status.st_mtime_ns) != (photo.size, photo.changed))
+
+
+def identity_of(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another that was put in its place; None if there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def search(
     model: PixelBert, index: SearchIndex, text: str, top: int = 10, shortlist: int | None = SHORTLIST
 ) -> list[Found]:
     """See `PixelBert.search`."""
-    if index.fingerprint != checkpoint_fingerprint(model.source):
-        raise PixelBertError(
-            f"{index.folder} was made with another checkpoint: {index.checkpoint}; search with that one"
-        )
-    vector = model.embed_text(text)
-    if vector is None:
-        photos = index.ids()
-    else:
-        photos = index.nearest(vector, None if shortlist is None else max(top, shortlist))
-    logits: list[float] = []
-    with Tracker("scoring photos", len(photos)) as tracker:
-        for start in range(0, len(photos), SCORED_AT_ONCE):
-            some = photos[start : start + SCORED_AT_ONCE]
-            features, width = index.features(some), model.model.config.hidden_size
-            if features.values.shape[-1] != width:
-                raise PixelBertError(
-                    f"{index.folder} has pixels of another width than the model's {width}: make it again"
-                )
-            logits += model.logits_of(features, text).tolist()
-            tracker.advance(len(some))
-    best = sorted(range(len(photos)), key=lambda i: -logits[i])[:top]
-    scores = torch.tensor(logits).sigmoid().tolist()
-    return [Found(str(index.path(photos[i])), scores[i]) for i in best]
+    vector, fingerprint = model.embed_text(text), checkpoint_fingerprint(model.source)
+    count = None if shortlist is None else max(top, shortlist)
+    kept: dict[int, Kept] = {}
+    logits: dict[int, float] = {}
+    index.refresh()
+    while True:
+        if index.fingerprint != fingerprint:
+            made_by = printable(index.checkpoint)
+            raise PixelBertError(f"{index.folder} was made with another checkpoint: {made_by}; search with that one")
+        made, photos = index.made, index.ids() if vector is None else index.nearest(vector, count)
+        new = [photo for photo in photos if photo not in logits and photo not in index.left_out]
+        with Tracker("scoring photos", len(new)) as tracker:
+            for start in range(0, len(new), SCORED_AT_ONCE):
+                some = new[start : start + SCORED_AT_ONCE]
+                there, features = index.read(some, model.model.config.hidden_size)
+                if features is not None:
+                    logits |= dict(zip(there, model.logits_of(features, text).tolist(), strict=True))
+                    kept |= there
+                tracker.advance(len(some))
+        if all(photo in logits or photo in index.left_out for photo in new):
+            break
+        # Some were removed while others were scored. What is found belongs to one state of the index, so once more
+        # with the present one, most of which is scored already.
+        index.refresh()
+        if index.made != made:
+            kept, logits = {}, {}
+    photos = [photo for photo in photos if photo in logits]
+    if index.left_out and not photos:
+        raise damaged(index.folder, f"no photo is left: {next(iter(index.left_out.values()))}")
+    best = sorted(photos, key=lambda photo: -logits[photo])[:top]
+    scores = torch.tensor([logits[photo] for photo in best]).sigmoid().tolist()
+    return [index.found(kept[photo], score) for photo, score in zip(best, scores, strict=True)]
 
 
 def results_page(text: str, found: Sequence[Found]) -> str:
     """A web page that needs nothing else: the photos that were found, best first."""
-    from pixelbert.predict.maps import inlined  # and so matplotlib, for this alone
-
     figures = "".join(
-        f'<figure><img alt="" src="{inlined(open_image(image), 320)}">'
-        f"<figcaption>{number}. {score:.3f}<br>{escape(Path(image).name)}</figcaption></figure>\n"
-        for number, (image, score) in enumerate(found, start=1)
+        f"<figure>{picture(one.image)}<figcaption>{number}. {one.score:.3f}{escape(remark(one))}"
+        f"<br>{escape(printable(Path(one.image).name))}</figcaption></figure>\n"
+        for number, one in enumerate(found, start=1)
     )
     return PAGE.substitute(text=escape(text), figures=figures)
+
+
+def picture(image: str) -> str:
+    """A photo for the page, or why it can't be shown."""
+    from pixelbert.predict.maps import inlined  # and so matplotlib, for this alone
+
+    try:
+        return f'<img alt="" src="{inlined(open_image(image), 320)}">'
+    except ImageError as error:
+        return f"<p>{escape(printable(str(error)))}</p>"
+
+
+def remark(found: Found) -> str:
+    """What is to be said of a photo that is not as it was indexed."""
+    if found.missing:
+        return "  (no longer there)"
+    return "  (changed since it was indexed)" if found.changed else ""
 
 
 PAGE = Template("""<!doctype html>

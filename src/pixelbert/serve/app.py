@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from pixelbert.model.fine_tuning import (
     PixelBertForQuestionAnswering,
 )
 from pixelbert.model.modeling import PixelBertForPreTraining
+from pixelbert.predict.encoded import as_photo
 from pixelbert.predict.pixelbert import KINDS, PixelBert
 from pixelbert.serve.batching import BusyError, ModelThread
 from pixelbert.serve.guard import UNFORESEEN, Guard, error
@@ -128,16 +129,19 @@ class Words(BaseModel):
 
 
 class Found(BaseModel):
-    """A photo of the index: where this server has it, and how well it fits."""
+    """A photo of the index: where this server has it, how well it fits, and whether it is still as it was indexed."""
 
     image: str
     score: float
+    changed: bool
+    missing: bool
 
 
 class Results(BaseModel):
-    """Best first."""
+    """Best first; and how many photos of the index are damaged there and left out."""
 
     results: list[Found]
+    left_out: int
 
 
 class Example(BaseModel):
@@ -285,7 +289,8 @@ def create_app(
             except PixelBertError as failure:  # names files of this machine: not for clients
                 log.error("search failed: %s", failure)
                 raise HTTPException(500, "the search failed; the server's log says why") from None
-            return Results(results=[Found(image=number_of(found.image), score=found.score) for found in results])
+            found = [Found(image=number_of(path), score=s, changed=c, missing=m) for path, s, c, m in results]
+            return Results(results=found, left_out=len(index.left_out))
 
         @api.get("/photos/{number}", response_class=Response, responses={404: {"model": Error}})
         async def photo(number: int) -> Response:
@@ -293,8 +298,9 @@ def create_app(
             if not 0 <= number < len(found_photos):
                 raise HTTPException(404, f"no search has found a photo with the number {number}")
             try:
+                path = found_photos[number]
                 async with drawing:
-                    data = await run_in_threadpool(scaled_down, found_photos[number])
+                    data = await run_in_threadpool(lambda: scaled_down(path, as_photo(path).key))
             except PixelBertError:
                 raise HTTPException(404, "this photo is no longer where the index found it") from None
             return Response(data, media_type="image/jpeg")
@@ -394,8 +400,11 @@ def page(file: Path) -> Callable[[], Any]:
 
 
 @lru_cache(128)
-def scaled_down(path: str) -> bytes:
+def scaled_down(path: str, key: Hashable) -> bytes:
     """A photo as a small JPEG.
+
+    Args:
+        key: see `as_photo`; another one when the file has changed.
 
     Raises:
         ImageError: see `open_image`.

@@ -103,6 +103,7 @@ def opened_index(model: PixelBert, folder: Path) -> SearchIndex:
         raise PixelBertError(
             f"{folder} was made with another checkpoint, {index.checkpoint}: serve that one, or no index"
         )
+    index.must_have_photos()
     return index
 
 

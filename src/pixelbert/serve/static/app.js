@@ -287,9 +287,9 @@ const TASKS = {
   async search(text, slots) {
     const { results } = await ask(`search?${new URLSearchParams({ text })}`);
     if (!results.length) return [make("p", { textContent: "Nothing was found." })];
-    return [make("ul", { className: "found" }, ...results.map(({ image, score }, i) => {
+    return [make("ul", { className: "found" }, ...results.map(({ image, score, changed, missing }, i) => {
       const button = make("button", { type: "button" }, make("img", { src: image, alt: `Result ${i + 1}`, loading: "lazy" }),
-        make("span", { textContent: score.toFixed(3) }));
+        make("span", { textContent: score.toFixed(3) + (missing ? " (no longer there)" : changed ? " (changed since)" : "") }));
       button.addEventListener("click", async () => {
         const slot = slots.find((one) => !one.file) ?? slots[0];
         slot.set(await (await fetch(image)).blob(), `result ${i + 1} of “${text}”`);
