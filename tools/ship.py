@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from pixelbert.loading import ANSWERING, SHIPPED, TRAINED_ON, load_checkpoint, of_trunk
+from pixelbert.terminal import program
 
 LARGEST = 95_000_000  # bytes of the weights
 LARGEST_ANSWERING = 3_000_000
@@ -98,4 +99,5 @@ if __name__ == "__main__":
     parser.add_argument("--answering", action="store_true", help="ship its heads for answering, and nothing else")
     parser.add_argument("--output", type=Path, default=PACKAGE / SHIPPED, help="folder of the shipped checkpoint")
     arguments = parser.parse_args()
-    (ship_answering if arguments.answering else ship)(arguments.checkpoint, arguments.output)
+    with program("ship"):
+        (ship_answering if arguments.answering else ship)(arguments.checkpoint, arguments.output)

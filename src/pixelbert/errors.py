@@ -1,4 +1,4 @@
-"""The one exception type whose message is written for the person at the keyboard."""
+"""The exception and the warning whose messages are written for the person at the keyboard."""
 
 
 class PixelBertError(Exception):
@@ -19,3 +19,10 @@ class StoppedError(PixelBertError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+class UnreadWarning(UserWarning):
+    """A sentence is cut, or has words that the model does not know: it is scored without them.
+
+    One is issued a call, with the counts and the first case. `processor.unread(sentences)` tells of each sentence.
+    """

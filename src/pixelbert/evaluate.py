@@ -207,6 +207,9 @@ def evaluate(
         result = estimate_retrieval(run, retrieval_images, captions_per_image or 0, queries, seed)
     else:
         result = evaluate_retrieval(run, retrieval_images, captions_per_image or 0, folds)
+    measured = gallery(corpus, retrieval_images, captions_per_image or 0)[0] if kind == "retrieval" else chosen
+    unread = processor.unread([corpus.text(e) for e in measured])
+    result |= unread.counts()
     result = {
         "checkpoint": checkpoint,
         "data": data,
@@ -217,6 +220,8 @@ def evaluate(
     if not share.first:
         return result
     print_table(result)
+    for line in unread.lines():
+        console.print(f"note: {line}")
     for file in (folder / "metrics.json", json):
         if file is not None:
             write_json(file, result)

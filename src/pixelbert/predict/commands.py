@@ -6,7 +6,7 @@ Each has `--checkpoint` and, for machines, `--json`. What a command prints for p
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pixelbert.files import read_text, write_atomically
 from pixelbert.loading import SHIPPED
 from pixelbert.predict.pixelbert import PixelBert
 from pixelbert.predict.search import SHORTLIST, SearchIndex, index_photos, results_page
+from pixelbert.terminal import print_json, print_lines, printable
 
 SHOWN = 10  # photos that were left out, in the table for people
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -67,8 +68,16 @@ def load(args: Namespace) -> PixelBert:
     return PixelBert.from_pretrained(args.checkpoint, args.device, args.precision)
 
 
+def told(model: PixelBert, texts: Sequence[str]) -> dict[str, Any]:
+    """Say on standard error what is not read of these texts; the same for the JSON: `cut` and `unknown`."""
+    unread = model.processor.unread(texts)
+    for line in unread.lines():
+        print(f"note: {printable(line)}", file=sys.stderr)
+    return unread.fields()
+
+
 def show(args: Namespace, as_json: Any, lines: Sequence[str]) -> None:
-    print(json.dumps(as_json, ensure_ascii=False) if args.json else "\n".join(lines))
+    print_json(as_json) if args.json else print_lines(lines)
 
 
 def match_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -85,7 +94,9 @@ def match_command(args: Namespace) -> None:
     photos = [args.photo]
     if many:
         photos = [line.strip() for line in read_text(args.images_from).splitlines() if line.strip()]
-    table = load(args).match(photos, texts).tolist()
+    model = load(args)
+    unread = told(model, texts)
+    table = model.match(photos, texts).tolist()
     results: list[dict[str, Any]] = []
     lines: list[str] = []
     for photo, row in zip(photos, table, strict=True):
@@ -94,7 +105,7 @@ def match_command(args: Namespace) -> None:
         lines += [photo] if many else []
         indent = "  " if many else ""
         lines += [f"{indent}{s:.3f}  {text}" for s, text in sorted(zip(row, texts, strict=True), reverse=True)]
-    show(args, {"results": results} if many else {"scores": results[0]["scores"]}, lines)
+    show(args, ({"results": results} if many else {"scores": results[0]["scores"]}) | unread, lines)
 
 
 def answer_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -103,9 +114,11 @@ def answer_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
 
 
 def answer_command(args: Namespace) -> None:
-    answers = load(args).answer(args.photo, args.question, positive(args.top))
+    model, top = load(args), positive(args.top)
+    unread = told(model, [args.question])
+    answers = model.answer(args.photo, args.question, top)
     lines = [f"{a.score:.3f}  {a.answer}" for a in answers]
-    show(args, {"answers": [a._asdict() for a in answers]}, lines)
+    show(args, {"answers": [a._asdict() for a in answers]} | unread, lines)
 
 
 def fill_mask_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -114,12 +127,14 @@ def fill_mask_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
 
 
 def fill_mask_command(args: Namespace) -> None:
-    masks = load(args).fill_mask(args.photo, args.text, positive(args.top))
+    model, top = load(args), positive(args.top)
+    unread = told(model, [args.text])
+    masks = model.fill_mask(args.photo, args.text, top)
     lines: list[str] = []
     for number, fills in enumerate(masks, start=1):
         lines += [f"[MASK] {number}"] if len(masks) > 1 else []
         lines += [f"{fill.score:.3f}  {fill.token}" for fill in fills]
-    show(args, {"masks": [[fill._asdict() for fill in fills] for fills in masks]}, lines)
+    show(args, {"masks": [[fill._asdict() for fill in fills] for fills in masks]} | unread, lines)
 
 
 def reason_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -133,9 +148,11 @@ def reason_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
 
 
 def reason_command(args: Namespace) -> None:
-    judgement = load(args).reason(args.left, args.right, args.statement)
+    model = load(args)
+    unread = told(model, [args.statement])
+    judgement = model.reason(args.left, args.right, args.statement)
     line = f"{str(judgement.true).lower()}  (true with probability {judgement.score:.3f})"
-    show(args, judgement._asdict(), [line])
+    show(args, judgement._asdict() | unread, [line])
 
 
 def attend_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -156,7 +173,9 @@ def attend_command(args: Namespace) -> None:
         raise PixelBertError(f"{args.out} is neither a picture ({', '.join(PICTURES)}) nor a page (.html)")
     if args.sheet and suffix not in PICTURES:
         raise PixelBertError(f"--sheet draws a picture: add --out FILE with one of {', '.join(PICTURES)}")
-    attention = load(args).attention(args.photo, args.text)
+    model = load(args)
+    unread = told(model, [args.text])
+    attention = model.attention(args.photo, args.text)
     if suffix in PICTURES and args.token is None:
         raise PixelBertError(f"which word is to be drawn? Add --token with one of: {', '.join(attention.words)}")
     found = attention.maps(args.token, args.layer, args.head, args.rollout)
@@ -174,7 +193,7 @@ def attend_command(args: Namespace) -> None:
     lines += [f"{word:{width}}  {share:8.1%}  {grid.max() * grid.size:.1f}" for word, grid, share in found]
     lines += [f"written to {args.out}"] if args.out else []
     words = [{"word": word, "share": share, "map": grid.tolist()} for word, grid, share in found]
-    show(args, {"words": words, "out": str(args.out) if args.out else None}, lines)
+    show(args, {"words": words, "out": str(args.out) if args.out else None} | unread, lines)
 
 
 def index_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -211,12 +230,14 @@ def search_command(args: Namespace) -> None:
     index = SearchIndex.open(args.index)
     args.checkpoint = args.checkpoint or index.checkpoint
     shortlist = None if args.exact else positive(args.shortlist, "--shortlist")
-    found = load(args).search(index, args.text, positive(args.top), shortlist)
+    top, model = positive(args.top), load(args)
+    unread = told(model, [args.text])
+    found = model.search(index, args.text, top, shortlist)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(args.out, results_page(args.text, found))
     lines = [f"{score:.3f}  {image}" for image, score in found] + ([f"written to {args.out}"] if args.out else [])
-    show(args, {"results": [one._asdict() for one in found]}, lines)
+    show(args, {"results": [one._asdict() for one in found]} | unread, lines)
 
 
 def positive(top: int, name: str = "--top") -> int:
