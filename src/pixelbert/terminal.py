@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -64,12 +65,19 @@ def discard(stream: TextIO) -> None:
 
 
 def is_stuck(stream: TextIO) -> bool:
-    """Whether what was written there can't leave."""
+    """Whether what is written there can't leave: the disk is full, or the reader of a pipe has left."""
     try:
         stream.flush()
+        file = stream.fileno()
+    except io.UnsupportedOperation:  # text in memory
+        return False
     except OSError:
         return True
-    return False
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(file, 0)  # for nothing but errors
+    return bool(poll.poll(0))
 
 
 def printable(text: str) -> str:

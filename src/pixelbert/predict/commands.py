@@ -46,6 +46,7 @@ def positionals_last(parser: ArgumentParser, arguments: Sequence[str]) -> list[s
     return [*options, "--", *others] if others else options
 
 
+READ = "; the first tokens are read (38 with the model that ships), and what is cut or unknown is told"
 OWN = "your own"  # in place of a default: a checkpoint of a kind that doesn't ship with the project
 
 
@@ -82,7 +83,7 @@ def show(args: Namespace, as_json: Any, lines: Sequence[str]) -> None:
 
 def match_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     common(parser, ("photo", "an image file; with --images-from, the first text"))
-    parser.add_argument("texts", metavar="TEXT", type=str, nargs="*", help="sentences to score")
+    parser.add_argument("texts", metavar="TEXT", type=str, nargs="*", help="sentences to score" + READ)
     parser.add_argument("--images-from", type=Path, help="a text file with the path of a photo on each line")
 
 
@@ -109,7 +110,7 @@ def match_command(args: Namespace) -> None:
 
 
 def answer_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    common(parser, ("photo", "an image file"), ("question", "about it, in quotes"))
+    common(parser, ("photo", "an image file"), ("question", "about it, in quotes" + READ))
     parser.add_argument("--top", type=int, default=5, help="answers to give")
 
 
@@ -122,7 +123,7 @@ def answer_command(args: Namespace) -> None:
 
 
 def fill_mask_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    common(parser, ("photo", "an image file"), ("text", "with [MASK] in place of the words to fill in"))
+    common(parser, ("photo", "an image file"), ("text", "with [MASK] in place of the words to fill in" + READ))
     parser.add_argument("--top", type=int, default=5, help="tokens to give for each [MASK]")
 
 
@@ -142,7 +143,7 @@ def reason_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         parser,
         ("left", "an image file"),
         ("right", "another"),
-        ("statement", "about the two, in quotes: is it true?"),
+        ("statement", "about the two, in quotes: is it true?" + READ),
         checkpoint=OWN,
     )
 
@@ -156,7 +157,7 @@ def reason_command(args: Namespace) -> None:
 
 
 def attend_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    common(parser, ("photo", "an image file"), ("text", "a sentence about it, in quotes"))
+    common(parser, ("photo", "an image file"), ("text", "a sentence about it, in quotes" + READ))
     parser.add_argument("--token", type=str, help="the word to look up; all words by default")
     parser.add_argument("--out", type=Path, help="picture to write (.png), or page with all words and layers (.html)")
     parser.add_argument("--layer", type=int, help="from 0; the first by default, with --rollout the last")
@@ -215,7 +216,7 @@ def index_command(args: Namespace) -> None:
 
 def search_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     common(
-        parser, ("index", "a folder that `pixelbert index` made"), ("text", "a sentence, in quotes"),
+        parser, ("index", "a folder that `pixelbert index` made"), ("text", "a sentence, in quotes" + READ),
         checkpoint=None,
     )  # fmt: skip
     parser.add_argument("--top", type=int, default=10, help="photos to give")

@@ -357,8 +357,8 @@ def tell_unread(corpus: Corpus, processor: PixelBertProcessor, output: Path) -> 
     """Say, and note in sentences.json, how many training sentences are cut or have unknown words, by a sample."""
     unread = processor.unread([corpus.text(e) for e in range(0, len(corpus), max(len(corpus) // SAMPLE, 1))])
     console.print(unread.shares(len(corpus), processor.max_length - 2))
-    facts = {"training_sentences": len(corpus), "max_length": processor.max_length}
-    write_json(output / "sentences.json", facts | unread.counts())
+    facts = {"sentences": len(corpus), "max_length": processor.max_length, "looked_at": unread.sentences}
+    write_json(output / "sentences.json", facts | {"cut": len(unread.cut), "unknown": len(unread.unknown)})
 
 
 def write_model(
