@@ -176,6 +176,20 @@ class TestAnswers:
                 np.testing.assert_allclose(word["map"], one.map, atol=1e-5)
                 assert word["share"] == pytest.approx(one.share, abs=1e-5)
 
+    def test_what_is_not_read_of_a_sentence(self, make: Make, visit: Visit, photos: list[bytes]) -> None:
+        client, long = visit(make()), 60 * "a dog "
+        cut = [{"text": long, "tokens": 120, "read": make().processor.max_length - 2}]
+        unknown = [{"text": "a ☃", "words": ["☃"], "tokens": 2, "unknown": 1}]
+        files = {"image": photos[0]}
+        for data, of in (
+            ({"text": ["a dog", long, "a ☃"]}, {"cut": cut, "unknown": unknown}),
+            ({"text": ["a dog"]}, {"cut": [], "unknown": []}),
+        ):
+            found = client.post(f"{API}/match", files=files, data=data).json()
+            assert {name: found[name] for name in ("cut", "unknown")} == of
+        found = client.post(f"{API}/attend", files=files, data={"text": long}).json()
+        assert (found["cut"], found["unknown"]) == (cut, [])
+
     def test_only_what_the_checkpoint_can_do(self, make: Make, visit: Visit, photos: list[bytes]) -> None:
         client = visit(make(PixelBertForImageAndTextRetrieval))
         assert client.get(f"{API}/info").json()["can"] == ["match", "attend"]
