@@ -116,7 +116,7 @@ class Tracker:
             left = f", {time.strftime('%H:%M:%S', time.gmtime((self.total - self.done) / rate))} left"
         of = f"/{self.total}" if self.total is not None else ""
         print(
-            f"{self.description}: {self.done}{of}, {rate:.1f}/s{left} {self.note}".rstrip(),
+            printable(f"{self.description}: {self.done}{of}, {rate:.1f}/s{left} {self.note}".rstrip()),
             file=sys.stderr,
             flush=True,
         )
