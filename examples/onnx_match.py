@@ -71,7 +71,14 @@ class Matcher:
         (embeddings,) = self.images.run(None, {"pixel_values": pixels})  # (1, K, D)
         scores: list[float] = []
         for start in range(0, len(sentences), PAIRS_AT_ONCE):
-            encoded = self.tokenizer.encode_batch(sentences[start : start + PAIRS_AT_ONCE])
+            some = sentences[start : start + PAIRS_AT_ONCE]
+            encoded = self.tokenizer.encode_batch(some)
+            for sentence, e in zip(some, encoded, strict=True):
+                if e.overflowing:
+                    print(
+                        f"only the first {self.facts['max_length'] - 2} tokens are read of {sentence!r}",
+                        file=sys.stderr,
+                    )
             (logits,) = self.pairs.run(
                 None,
                 {
@@ -95,4 +102,5 @@ def main(exported: str, photo: str, *sentences: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 4:
         sys.exit(__doc__)
+    sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that lack a sentence's characters
     main(*sys.argv[1:])

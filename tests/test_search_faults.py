@@ -23,12 +23,12 @@ from starlette.testclient import TestClient
 from pixelbert import PixelBert, PixelBertError, cli
 from pixelbert.data import images
 from pixelbert.data.images import ImageError, open_image
-from pixelbert.errors import printable
 from pixelbert.predict import commands, index_store, indexing
 from pixelbert.predict.index_store import PhotoStore
 from pixelbert.predict.indexing import reserved
 from pixelbert.predict.search import SearchIndex, index_photos, results_page
 from pixelbert.serve.app import create_app
+from pixelbert.terminal import one_line
 from search_builders import TEXT, save_checkpoint, write_photo
 
 
@@ -119,7 +119,7 @@ class TestNames:
         status, said, _ = pixelbert("search", index, TEXT, "--top", 20, "--out", page)
         assert status == 0
         lines = [line[7:] for line in said.splitlines()[:-1]]
-        assert sorted(lines) == sorted(printable(str(photos / name)) for name in self.ODD)
+        assert sorted(lines) == sorted(one_line(str(photos / name)) for name in self.ODD)
         assert all(line.isprintable() for line in said.splitlines())
         html = page.read_text()
         assert html.count("<figure>") == html.count("<img ") == len(self.ODD)

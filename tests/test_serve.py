@@ -126,9 +126,8 @@ class TestAnswers:
     def test_match(self, make: Make, visit: Visit, photos: list[bytes], kind: type) -> None:
         found = visit(make(kind)).post(f"{API}/match", files={"image": photos[1]}, data={"text": TEXTS}).json()
         expected = make(kind).match(photos[1], TEXTS)[0]
-        assert found == {
-            "scores": [{"text": t, "score": pytest.approx(s, abs=1e-5)} for t, s in zip(TEXTS, expected, strict=True)]
-        }
+        scored = [{"text": t, "score": pytest.approx(s, abs=1e-5)} for t, s in zip(TEXTS, expected, strict=True)]
+        assert found["scores"] == scored
         assert np.ptp(expected) > 1e-3
 
     def test_answer(self, make: Make, visit: Visit, photos: list[bytes]) -> None:
@@ -138,7 +137,8 @@ class TestAnswers:
         data = {"question": "what is red", "top": 3}
         found = client.post(f"{API}/answer", files={"image": photos[0]}, data=data).json()
         expected = model.answer(photos[0], "what is red", 3)
-        assert found == {"answers": [{"answer": a.answer, "score": pytest.approx(a.score, abs=1e-5)} for a in expected]}
+        scored = [{"answer": a.answer, "score": pytest.approx(a.score, abs=1e-5)} for a in expected]
+        assert found["answers"] == scored
         assert client.get(f"{API}/info").json()["can"] == ["answer", "attend"]
         beside = make(PixelBertForPreTraining)  # a pre-trained model that has such heads beside its own
         beside.answering = model.model
@@ -152,7 +152,7 @@ class TestAnswers:
         found = visit(model).post(f"{API}/fill-mask", files={"image": photos[0]}, data={"text": text, "top": 2}).json()
         expected = [[f._asdict() | {"score": pytest.approx(f.score, abs=1e-5)} for f in fills] for fills in
                     model.fill_mask(photos[0], text, 2)]  # fmt: skip
-        assert found == {"masks": expected}
+        assert found == {"masks": expected, "cut": [], "unknown": []}
 
     def test_reason(self, make: Make, visit: Visit, photos: list[bytes]) -> None:
         model = make(PixelBertForImagesAndTextClassification)
@@ -161,7 +161,8 @@ class TestAnswers:
             files = {"left": photos[left], "right": photos[right]}
             found = client.post(f"{API}/reason", files=files, data={"statement": "two dogs"}).json()
             expected = model.reason(photos[left], photos[right], "two dogs")
-            assert found == {"true": expected.true, "score": pytest.approx(expected.score, abs=1e-5)}
+            score = pytest.approx(expected.score, abs=1e-5)
+            assert found == {"true": expected.true, "score": score, "cut": [], "unknown": []}
         assert client.get(f"{API}/info").json()["can"] == ["reason", "attend"]
 
     def test_attend(self, make: Make, visit: Visit, photos: list[bytes]) -> None:
@@ -175,6 +176,20 @@ class TestAnswers:
             for word, one in zip(found, expected, strict=True):
                 np.testing.assert_allclose(word["map"], one.map, atol=1e-5)
                 assert word["share"] == pytest.approx(one.share, abs=1e-5)
+
+    def test_what_is_not_read_of_a_sentence(self, make: Make, visit: Visit, photos: list[bytes]) -> None:
+        client, long = visit(make()), 60 * "a dog "
+        cut = [{"text": long, "tokens": 120, "read": make().processor.max_length - 2}]
+        unknown = [{"text": "a ☃", "words": ["☃"], "tokens": 2, "unknown": 1}]
+        files = {"image": photos[0]}
+        for data, of in (
+            ({"text": ["a dog", long, "a ☃"]}, {"cut": cut, "unknown": unknown}),
+            ({"text": ["a dog"]}, {"cut": [], "unknown": []}),
+        ):
+            found = client.post(f"{API}/match", files=files, data=data).json()
+            assert {name: found[name] for name in ("cut", "unknown")} == of
+        found = client.post(f"{API}/attend", files=files, data={"text": long}).json()
+        assert (found["cut"], found["unknown"]) == (cut, [])
 
     def test_only_what_the_checkpoint_can_do(self, make: Make, visit: Visit, photos: list[bytes]) -> None:
         client = visit(make(PixelBertForImageAndTextRetrieval))
@@ -223,7 +238,7 @@ class TestBatching:
         *scores, fills = asyncio.run(ask())
         worker.close()
         for i, found in enumerate(scores):
-            np.testing.assert_allclose(found, make().match(photos[1 + i % 3], TEXTS[i:])[0], atol=1e-5)
+            np.testing.assert_allclose(found[0], make().match(photos[1 + i % 3], TEXTS[i:])[0], atol=1e-5)
         assert fills[0][0].token == make().fill_mask(photos[2], "a [MASK]")[0][0].token
         # The attention that was held; the CNN and the transformer once for three photos; the masked word.
         assert passes == ["transformer", "cnn", "transformer", "transformer"]
@@ -254,7 +269,7 @@ class TestBatching:
         worker.close()
         assert isinstance(bad, ImageError)
         assert isinstance(broken, ZeroDivisionError)
-        np.testing.assert_allclose([good, fine], make().match(photos[1:3], TEXTS), atol=1e-5)
+        np.testing.assert_allclose([good[0], fine[0]], make().match(photos[1:3], TEXTS), atol=1e-5)
 
     def test_a_full_queue_a_request_given_up_and_the_end(
         self, make: Make, photos: list[bytes], monkeypatch: pytest.MonkeyPatch

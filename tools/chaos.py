@@ -40,6 +40,7 @@ from safetensors.torch import load_file
 import pixelbert.train.loop  # noqa: F401  imported once, so that a run begins at once in a fork
 from pixelbert import cli
 from pixelbert.files import write_json
+from pixelbert.terminal import program
 from pixelbert.train.processes import OWN_STORE
 
 RECIPE: dict[str, Any] = {
@@ -396,4 +397,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with program("chaos"):
+        main()

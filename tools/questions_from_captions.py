@@ -50,6 +50,7 @@ from pixelbert.data.sources.exclusion import file_name, files_of
 from pixelbert.data.store import QUESTION_ANSWERING, PreparedDataset
 from pixelbert.data.writer import DatasetWriter
 from pixelbert.metrics.vqa import normalise_answer
+from pixelbert.terminal import program
 
 
 def words_of(caption: str) -> list[str]:
@@ -396,4 +397,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with program("questions_from_captions"):
+        main()

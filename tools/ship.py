@@ -21,6 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from pixelbert.files import write_sums
 from pixelbert.loading import ANSWERING, SHIPPED, TRAINED_ON, load_checkpoint, of_trunk
+from pixelbert.terminal import program
 
 LARGEST = 95_000_000  # bytes of the weights
 LARGEST_ANSWERING = 3_000_000
@@ -100,4 +101,5 @@ if __name__ == "__main__":
     parser.add_argument("--answering", action="store_true", help="ship its heads for answering, and nothing else")
     parser.add_argument("--output", type=Path, default=PACKAGE / SHIPPED, help="folder of the shipped checkpoint")
     arguments = parser.parse_args()
-    (ship_answering if arguments.answering else ship)(arguments.checkpoint, arguments.output)
+    with program("ship"):
+        (ship_answering if arguments.answering else ship)(arguments.checkpoint, arguments.output)

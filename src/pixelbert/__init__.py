@@ -9,7 +9,7 @@ for _silence in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
 
 # ruff: noqa: E402
 from pixelbert.data.processing import PixelBertProcessor
-from pixelbert.errors import PixelBertError
+from pixelbert.errors import PixelBertError, UnreadWarning
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.fine_tuning import (
     PixelBertForImageAndTextRetrieval,
@@ -32,4 +32,5 @@ __all__ = [
     "PixelBertModel",
     "PixelBertProcessor",
     "PixelFeatures",
+    "UnreadWarning",
 ]

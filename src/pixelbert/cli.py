@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 from transformers.utils import logging as transformers_logging
 
-from pixelbert.errors import PixelBertError, StoppedError
+from pixelbert.errors import PixelBertError, UnreadWarning
 from pixelbert.files import read_yaml
 from pixelbert.predict.commands import INFERENCE, positionals_last
+from pixelbert.terminal import program
 
 OVERVIEW = """usage: pixelbert COMMAND ... (pixelbert COMMAND --help tells all of each)
 
@@ -277,32 +279,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exits with status 2 and one message where the user can put something right."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments.pop(0) if arguments else "--help"
-    if name == "--version":
-        from pixelbert import __version__
+    with program(f"pixelbert {name}" if name in COMMANDS else "pixelbert"):
+        if name in COMMANDS:
+            run(name, arguments)
+        elif name == "--version":
+            from pixelbert import __version__
 
-        print(__version__)
-        return
-    if name not in COMMANDS:
-        print(OVERVIEW + "\n".join(f"  {n:10}{c.help}" for n, c in COMMANDS.items()))
-        if name not in ("--help", "-h"):
-            sys.exit(f"\npixelbert: there is no command {name!r}")
-        return
+            print(__version__)
+        else:
+            print(OVERVIEW + "\n".join(f"  {n:10}{c.help}" for n, c in COMMANDS.items()))
+            if name not in ("--help", "-h"):
+                raise PixelBertError(f"there is no command {name!r}")
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Run a command."""
     command = COMMANDS[name]
     transformers_logging.disable_progress_bar()  # for a moment's work; what takes long has a bar of ours
     if name in FIRST and arguments and not arguments[0].startswith("-"):
         arguments[:1] = [FIRST[name], shipped_recipe(arguments[0]) if name == "train" else arguments[0]]
-    try:
-        parser = ArgumentParser(prog=f"pixelbert {name}", description=command.help)
-        inference = name in INFERENCE  # whose texts are anything
-        arguments = arguments if inference else normalise(arguments)
-        command.arguments(parser, arguments)
-        arguments = positionals_last(parser, arguments) if inference else arguments
+    parser = ArgumentParser(prog=f"pixelbert {name}", description=command.help)
+    inference = name in INFERENCE  # whose texts are anything
+    arguments = arguments if inference else normalise(arguments)
+    command.arguments(parser, arguments)
+    arguments = positionals_last(parser, arguments) if inference else arguments
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreadWarning)  # commands tell it themselves
         command.run(parser.instantiate(parser.parse_args(arguments)))
-    except StoppedError as stopped:
-        print(f"pixelbert {name}: {stopped}", file=sys.stderr)
-        sys.exit(128 + stopped.signal)
-    except (PixelBertError, OSError) as error:  # a disk that is full or read-only, say
-        print(f"pixelbert {name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -1,4 +1,4 @@
-"""The one exception type whose message is written for the person at the keyboard."""
+"""The exception and the warning whose messages are written for the person at the keyboard."""
 
 
 class PixelBertError(Exception):
@@ -21,7 +21,8 @@ class StoppedError(PixelBertError):
         self.signal = signal
 
 
-def printable(text: str) -> str:
-    """A text, such as the name of a file, as it may stand on a terminal: what is no visible character is escaped, so
-    that nothing in it moves the cursor, hides a part or cannot be encoded."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+class UnreadWarning(UserWarning):
+    """A sentence is cut, or has words that the model does not know: it is scored without them.
+
+    One is issued a call, with the counts and the first case. `processor.unread(sentences)` tells of each sentence.
+    """

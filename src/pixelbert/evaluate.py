@@ -197,10 +197,21 @@ def evaluate(
                 cache = build_feature_cache(model.pixelbert, corpus, images, feature_cache)
         model = for_inference(model, precision)
         run = Evaluation(model, processor, Photos(corpus, images, cache), folder, precision, options, share)
-        result = {"checkpoint": checkpoint, "data": data, "split": split, "task": kind, "precision": precision}
+        result: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "data": data,
+            "split": split,
+            "task": kind,
+            "precision": precision,
+        }
         result |= {"trained_on": bool(learned)} | measure(run, kind)
+        measured = gallery(run)[0] if kind == "retrieval" else run.chosen
+        unread = processor.unread([corpus.text(e) for e in measured])
+        result |= unread.counts()
         if share.first:
             print_table(result)
+            for line in unread.lines():
+                console.print(f"note: {line}")
             for file in (folder / "metrics.json", json):
                 if file is not None:
                     write_json(file, result)

@@ -262,7 +262,7 @@ def check_processor(checkpoint: str | Path, config: PixelBertConfig, processor: 
         PixelBertError: it does not.
     """
     try:
-        ids = processor(text=["a photo of a dog"])["input_ids"]
+        (ids,) = processor.tokens(["a photo of a dog"])
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise PixelBertError(f"{checkpoint}: its tokenizer reads no sentence ({error}): copy it again") from error
     tokens = max(len(processor.tokenizer), int(ids.max()) + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -20,8 +20,22 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pixelbert.terminal import printable
+
 T = TypeVar("T")
-console = Console(stderr=True, highlight=False, markup=False)  # names of files may have brackets
+
+
+class _Console(Console):
+    """On standard error. Names of files may have brackets, and characters that would steer the terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        raise  # for `terminal.program`: nobody reads this any more
+
+
+console = _Console(stderr=True, highlight=False, markup=False)
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -102,7 +116,7 @@ class Tracker:
             left = f", {time.strftime('%H:%M:%S', time.gmtime((self.total - self.done) / rate))} left"
         of = f"/{self.total}" if self.total is not None else ""
         print(
-            f"{self.description}: {self.done}{of}, {rate:.1f}/s{left} {self.note}".rstrip(),
+            printable(f"{self.description}: {self.done}{of}, {rate:.1f}/s{left} {self.note}".rstrip()),
             file=sys.stderr,
             flush=True,
         )

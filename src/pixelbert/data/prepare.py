@@ -15,9 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import pyarrow as pa
+from transformers import AutoTokenizer
 
 from pixelbert.data.images import ImageError, MissingImageError, check_image
 from pixelbert.data.photo_folder import PhotoFolder
+from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.data.reading import Sample
 from pixelbert.data.sources.answers import Coverage
 from pixelbert.data.sources.common import (
     ImageFile,
@@ -36,7 +39,9 @@ from pixelbert.data.writer import DatasetWriter, check_output
 from pixelbert.errors import PixelBertError
 from pixelbert.files import file_sha256
 from pixelbert.progress import track
+from pixelbert.terminal import printable
 
+BERT_TOKENIZER = Path(__file__).parents[1] / "shipped"
 MAX_WORDS = 300  # the network reads 512 tokens at most; a longer "sentence" is a page that slipped in
 MAX_CHARACTERS = 5000
 PART_OF = {"test_dev": "test"}  # VQA v2 tests on some of the test questions first: the same images, the same ids
@@ -143,9 +148,22 @@ def prepare(
             run.summary.notes += run.coverage.notes()
         writer.manifest["notes"] = list(run.summary.notes)
         run.summary.notes += beside_table1(reading.name, run.summary.splits)
+        run.summary.notes += how_it_is_read(run.sample)
     report.unlink(missing_ok=True)  # what an earlier attempt had left there
-    print(run.summary)
+    print(printable(str(run.summary)))
     return run.summary
+
+
+def how_it_is_read(sample: Sample) -> list[str]:
+    """A note: what share of the sentences is cut, or has unknown words, with BERT's tokenizer and as recipes have it.
+
+    The tokenizer is that of the model that ships; none is said if it does not.
+    """
+    if not BERT_TOKENIZER.is_dir():
+        return []
+    processor = PixelBertProcessor(tokenizer=AutoTokenizer.from_pretrained(BERT_TOKENIZER, trust_remote_code=False))
+    shares = processor.unread(sample.sentences).shares(sample.seen, processor.max_length - 2)
+    return [f"{shares} (BERT's English WordPiece, and max_length {processor.max_length}, which a recipe can change)"]
 
 
 def _plain(value: Any) -> Any:
@@ -170,6 +188,7 @@ class _Run:
         self.owner: dict[str, str] = {}  # path -> image id
         self.sentences: set[tuple[str, str]] = set()  # id, and the split if it is a part of another
         self.coverage: Coverage | None = None
+        self.sample = Sample()
 
     def take(self, reading: Reading, limit: int | None) -> None:
         """Handles the records in order while a few images ahead are being decoded."""
@@ -238,6 +257,7 @@ class _Run:
         image_ids = [image.image_id for image in record.images]
         for sentence, text in sentences:
             self.writer.add_example(record.split, sentence.sentence_id, image_ids, text, **sentence.targets)
+            self.sample.add(text)
             if self.coverage is not None:
                 self.coverage.add(record.split, sentence.targets["answers"])
 

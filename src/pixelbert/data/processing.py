@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Encoding
 from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor
 from transformers import (
@@ -29,11 +29,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from pixelbert.data.images import image_of_array, open_image
+from pixelbert.data.inputs import ImageInput, given_images, given_sentences
+from pixelbert.data.reading import Unread
+from pixelbert.errors import PixelBertError
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.pixels import REDUCTION
 
 LONGEST = 10_000  # pixels of a side: the photo alone then takes more than a gigabyte
-ImageInput = str | Path | bytes | PIL.Image.Image | np.ndarray
 
 
 class PixelBertImageProcessor(BaseImageProcessor):
@@ -89,16 +91,21 @@ class PixelBertImageProcessor(BaseImageProcessor):
         return snap(width), snap(height)
 
     def __call__(  # type: ignore[override]
-        self, images: ImageInput | Sequence[ImageInput], **kwargs: Any
+        self, images: ImageInput | Iterable[ImageInput], **kwargs: Any
     ) -> BatchFeature:
         """Images to `pixel_values`: one tensor (I, 3, H, W) if all have one shape, else a list of (3, H, W).
 
         Args:
-            images: paths, bytes, PIL images or arrays (H, W, 3) of 8 bits; one or several.
+            images: paths, bytes, PIL images or arrays (H, W, 3) of 8 bits; one, or several in any sequence (a list, a
+                pandas Series, ...).
+
+        Raises:
+            PixelBertError: there is none, or one that is no image.
         """
-        if isinstance(images, str | Path | bytes | PIL.Image.Image | np.ndarray):
-            images = [images]
-        tensors = [self.to_tensor(image) for image in images]
+        photos = given_images(images)
+        if not photos:
+            raise PixelBertError("there is no image: expected one or several")
+        tensors = [self.to_tensor(image) for image in photos]
         same = len({t.shape for t in tensors}) == 1
         return BatchFeature({"pixel_values": torch.stack(tensors) if same else tensors})
 
@@ -121,7 +128,7 @@ class PixelBertProcessor(ProcessorMixin):
     Args:
         image_processor: see `PixelBertImageProcessor`.
         tokenizer: a WordPiece tokenizer with [CLS], [SEP], [MASK] and [PAD].
-        max_length: tokens that a sentence is cut to, [CLS] and [SEP] included.
+        max_length: tokens that a sentence is cut to, [CLS] and [SEP] included; see `unread`.
     """
 
     attributes = ("image_processor", "tokenizer")
@@ -137,6 +144,8 @@ class PixelBertProcessor(ProcessorMixin):
     ) -> None:
         if tokenizer is None:
             raise ValueError("PixelBertProcessor needs a tokenizer")
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer: take the fast one of the same name")
         if type(max_length) is not int or max_length < 3:
             raise ValueError(f"max_length is {max_length!r}; expected 3 tokens or more: [CLS], a word and [SEP]")
         self.image_processor = image_processor or PixelBertImageProcessor()
@@ -146,29 +155,50 @@ class PixelBertProcessor(ProcessorMixin):
 
     def __call__(  # type: ignore[override]
         self,
-        images: ImageInput | Sequence[ImageInput] | None = None,
-        text: str | Sequence[str] | None = None,
+        images: ImageInput | Iterable[ImageInput] | None = None,
+        text: str | Iterable[str] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Return `pixel_values` for the images and `input_ids`, `attention_mask` for the sentences.
 
         Args:
             images: see `PixelBertImageProcessor.__call__`.
-            text: one or several sentences.
+            text: one sentence, or several in any sequence (a list, a pandas Series, ...). One that is cut, or has
+                words that the tokenizer does not know, is told by an `UnreadWarning`.
+
+        Raises:
+            PixelBertError: something else than images and sentences.
         """
         data: dict[str, Any] = {}
         if images is not None:
             data.update(self.image_processor(images))
         if text is not None:
-            tokens = self.tokenizer(
-                [text] if isinstance(text, str) else list(text),
-                padding=True,
-                truncation=True,
-                max_length=self.max_length,
-                return_tensors="pt",
-            )
+            sentences = given_sentences(text)
+            if not sentences:
+                raise PixelBertError("there is no sentence: expected one or several")
+            self.unread(sentences).warn()
+            ids = [x.tolist() for x in self.tokens(sentences)]
+            tokens = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
             data.update(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         return BatchFeature(data)
+
+    def encode(self, sentences: Sequence[str]) -> list[Encoding]:
+        """What the tokenizer makes of sentences, [CLS] and [SEP] included: the one place where they are cut.
+
+        What is cut off is in `overflowing` of each.
+        """
+        if not sentences:
+            return []
+        encoded = self.tokenizer(list(sentences), truncation=True, max_length=self.max_length)
+        return encoded.encodings  # type: ignore[no-any-return]
+
+    def tokens(self, sentences: Sequence[str]) -> list[np.ndarray]:
+        """Each sentence's tokens (L,), [CLS] and [SEP] included, cut to `max_length`; `unread` tells what is lost."""
+        return [np.array(encoding.ids) for encoding in self.encode(sentences)]
+
+    def unread(self, sentences: Sequence[str]) -> Unread:
+        """Which of these sentences are cut, and which have words that the tokenizer does not know."""
+        return Unread.of(sentences, self.encode(sentences), self.tokenizer.unk_token_id)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write preprocessor_config.json and the tokenizer's files."""

@@ -21,12 +21,12 @@ from pixelbert.demo.recipe import demo_recipe
 from pixelbert.demo.report import training_part, write_report
 from pixelbert.demo.sample import Photo, prepare_photos, shipped_photos
 from pixelbert.demo.shipped import answered, shipped_part
-from pixelbert.errors import PixelBertError
 from pixelbert.evaluate import print_table
 from pixelbert.files import write_json
 from pixelbert.predict import PixelBert
 from pixelbert.progress import console
 from pixelbert.tasks.pretraining_evaluation import evaluate_pretraining
+from pixelbert.terminal import program
 from pixelbert.train.loop import train
 from pixelbert.train.recipe import Recipe
 
@@ -87,14 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for data, model and report")
     arguments = parser.parse_args(argv)
     transformers_logging.disable_progress_bar()
-    try:
-        demonstrate(arguments.output)
-    except PixelBertError as error:
-        print(f"pixelbert.demo: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    with program("pixelbert.demo"):
+        try:
+            demonstrate(arguments.output)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            raise
 
 
 if __name__ == "__main__":

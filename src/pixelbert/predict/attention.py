@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from transformers import BatchEncoding
+from tokenizers import Encoding
 
 from pixelbert.errors import PixelBertError
 
@@ -122,22 +122,22 @@ def roll_out(weights: np.ndarray) -> np.ndarray:
     return flow
 
 
-def words_of(text: str, encoding: BatchEncoding) -> tuple[list[str], list[list[int]]]:
+def words_of(text: str, encoding: Encoding) -> tuple[list[str], list[list[int]]]:
     """The words of a text as they are written in it, and the tokens of each: WordPieces joined, no [CLS] and [SEP].
 
     Args:
-        encoding: of this one text, with `offset_mapping` and `special_tokens_mask`.
+        encoding: of this text.
     """
     spans: list[tuple[int, int]] = []
     pieces: list[list[int]] = []
-    rows = zip(encoding.tokens(0), encoding["offset_mapping"][0], encoding["special_tokens_mask"][0], strict=True)
+    rows = zip(encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
     for i, (token, (start, end), special) in enumerate(rows):
         if special:
             continue
         if token.startswith("##") and pieces:
-            spans[-1] = (spans[-1][0], int(end))
+            spans[-1] = (spans[-1][0], end)
             pieces[-1].append(i)
         else:
-            spans.append((int(start), int(end)))
+            spans.append((start, end))
             pieces.append([i])
     return [text[start:end] for start, end in spans], pieces

@@ -6,7 +6,7 @@ Each has `--checkpoint` and, for machines, `--json`. What a command prints for p
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from pixelbert.data.images import open_image
-from pixelbert.errors import PixelBertError, printable
+from pixelbert.errors import PixelBertError
 from pixelbert.files import read_text, write_atomically
 from pixelbert.loading import SHIPPED
 from pixelbert.predict.indexing import bring_up_to_date, passed_over_lines, reserved
 from pixelbert.predict.pixelbert import PixelBert
 from pixelbert.predict.search import SHORTLIST, SearchIndex, remark, results_page
+from pixelbert.terminal import print_json, print_lines, printable
 
 SHOWN = 10  # photos that were left out, in the table for people
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -46,6 +47,7 @@ def positionals_last(parser: ArgumentParser, arguments: Sequence[str]) -> list[s
     return [*options, "--", *others] if others else options
 
 
+READ = "; the first tokens are read (38 with the model that ships), and what is cut or unknown is told"
 OWN = "your own"  # in place of a default: a checkpoint of a kind that doesn't ship with the project
 
 
@@ -70,19 +72,21 @@ def load(args: Namespace) -> PixelBert:
     return PixelBert.from_pretrained(args.checkpoint, args.device, args.precision)
 
 
+def told(model: PixelBert, texts: Sequence[str]) -> dict[str, Any]:
+    """Say on standard error what is not read of these texts; the same for the JSON: `cut` and `unknown`."""
+    unread = model.processor.unread(texts)
+    for line in unread.lines():
+        print(f"note: {printable(line)}", file=sys.stderr)
+    return unread.fields()
+
+
 def show(args: Namespace, as_json: Any, lines: Sequence[str]) -> None:
-    print(json_text(as_json) if args.json else "\n".join(lines))
-
-
-def json_text(value: Any) -> str:
-    """JSON in plain letters; by escapes if it has a file's name that is no UTF-8, which could not be printed."""
-    text = json.dumps(value, ensure_ascii=False)
-    return json.dumps(value) if any("\ud800" <= character <= "\udfff" for character in text) else text
+    print_json(as_json) if args.json else print_lines(lines)
 
 
 def match_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     common(parser, ("photo", "an image file; with --images-from, the first text"))
-    parser.add_argument("texts", metavar="TEXT", type=str, nargs="*", help="sentences to score")
+    parser.add_argument("texts", metavar="TEXT", type=str, nargs="*", help="sentences to score" + READ)
     parser.add_argument("--images-from", type=Path, help="a text file with the path of a photo on each line")
 
 
@@ -94,7 +98,9 @@ def match_command(args: Namespace) -> None:
     photos = [args.photo]
     if many:
         photos = [line.strip() for line in read_text(args.images_from).splitlines() if line.strip()]
-    table = load(args).match(photos, texts).tolist()
+    model = load(args)
+    unread = told(model, texts)
+    table = model.match(photos, texts).tolist()
     results: list[dict[str, Any]] = []
     lines: list[str] = []
     for photo, row in zip(photos, table, strict=True):
@@ -103,32 +109,36 @@ def match_command(args: Namespace) -> None:
         lines += [photo] if many else []
         indent = "  " if many else ""
         lines += [f"{indent}{s:.3f}  {text}" for s, text in sorted(zip(row, texts, strict=True), reverse=True)]
-    show(args, {"results": results} if many else {"scores": results[0]["scores"]}, lines)
+    show(args, ({"results": results} if many else {"scores": results[0]["scores"]}) | unread, lines)
 
 
 def answer_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    common(parser, ("photo", "an image file"), ("question", "about it, in quotes"))
+    common(parser, ("photo", "an image file"), ("question", "about it, in quotes" + READ))
     parser.add_argument("--top", type=int, default=5, help="answers to give")
 
 
 def answer_command(args: Namespace) -> None:
-    answers = load(args).answer(args.photo, args.question, positive(args.top))
+    model, top = load(args), positive(args.top)
+    unread = told(model, [args.question])
+    answers = model.answer(args.photo, args.question, top)
     lines = [f"{a.score:.3f}  {a.answer}" for a in answers]
-    show(args, {"answers": [a._asdict() for a in answers]}, lines)
+    show(args, {"answers": [a._asdict() for a in answers]} | unread, lines)
 
 
 def fill_mask_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    common(parser, ("photo", "an image file"), ("text", "with [MASK] in place of the words to fill in"))
+    common(parser, ("photo", "an image file"), ("text", "with [MASK] in place of the words to fill in" + READ))
     parser.add_argument("--top", type=int, default=5, help="tokens to give for each [MASK]")
 
 
 def fill_mask_command(args: Namespace) -> None:
-    masks = load(args).fill_mask(args.photo, args.text, positive(args.top))
+    model, top = load(args), positive(args.top)
+    unread = told(model, [args.text])
+    masks = model.fill_mask(args.photo, args.text, top)
     lines: list[str] = []
     for number, fills in enumerate(masks, start=1):
         lines += [f"[MASK] {number}"] if len(masks) > 1 else []
         lines += [f"{fill.score:.3f}  {fill.token}" for fill in fills]
-    show(args, {"masks": [[fill._asdict() for fill in fills] for fills in masks]}, lines)
+    show(args, {"masks": [[fill._asdict() for fill in fills] for fills in masks]} | unread, lines)
 
 
 def reason_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -136,19 +146,21 @@ def reason_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         parser,
         ("left", "an image file"),
         ("right", "another"),
-        ("statement", "about the two, in quotes: is it true?"),
+        ("statement", "about the two, in quotes: is it true?" + READ),
         checkpoint=OWN,
     )
 
 
 def reason_command(args: Namespace) -> None:
-    judgement = load(args).reason(args.left, args.right, args.statement)
+    model = load(args)
+    unread = told(model, [args.statement])
+    judgement = model.reason(args.left, args.right, args.statement)
     line = f"{str(judgement.true).lower()}  (true with probability {judgement.score:.3f})"
-    show(args, judgement._asdict(), [line])
+    show(args, judgement._asdict() | unread, [line])
 
 
 def attend_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    common(parser, ("photo", "an image file"), ("text", "a sentence about it, in quotes"))
+    common(parser, ("photo", "an image file"), ("text", "a sentence about it, in quotes" + READ))
     parser.add_argument("--token", type=str, help="the word to look up; all words by default")
     parser.add_argument("--out", type=Path, help="picture to write (.png), or page with all words and layers (.html)")
     parser.add_argument("--layer", type=int, help="from 0; the first by default, with --rollout the last")
@@ -165,7 +177,9 @@ def attend_command(args: Namespace) -> None:
         raise PixelBertError(f"{args.out} is neither a picture ({', '.join(PICTURES)}) nor a page (.html)")
     if args.sheet and suffix not in PICTURES:
         raise PixelBertError(f"--sheet draws a picture: add --out FILE with one of {', '.join(PICTURES)}")
-    attention = load(args).attention(args.photo, args.text)
+    model = load(args)
+    unread = told(model, [args.text])
+    attention = model.attention(args.photo, args.text)
     if suffix in PICTURES and args.token is None:
         raise PixelBertError(f"which word is to be drawn? Add --token with one of: {', '.join(attention.words)}")
     found = attention.maps(args.token, args.layer, args.head, args.rollout)
@@ -183,7 +197,7 @@ def attend_command(args: Namespace) -> None:
     lines += [f"{word:{width}}  {share:8.1%}  {grid.max() * grid.size:.1f}" for word, grid, share in found]
     lines += [f"written to {args.out}"] if args.out else []
     words = [{"word": word, "share": share, "map": grid.tolist()} for word, grid, share in found]
-    show(args, {"words": words, "out": str(args.out) if args.out else None}, lines)
+    show(args, {"words": words, "out": str(args.out) if args.out else None} | unread, lines)
 
 
 def index_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
@@ -210,7 +224,7 @@ def index_command(args: Namespace) -> None:
 
 def search_parser(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     common(
-        parser, ("index", "a folder that `pixelbert index` made"), ("text", "a sentence, in quotes"),
+        parser, ("index", "a folder that `pixelbert index` made"), ("text", "a sentence, in quotes" + READ),
         checkpoint=None,
     )  # fmt: skip
     parser.add_argument("--top", type=int, default=10, help="photos to give")
@@ -226,16 +240,18 @@ def search_command(args: Namespace) -> None:
     index.must_have_photos()
     args.checkpoint = args.checkpoint or index.checkpoint
     shortlist = None if args.exact else positive(args.shortlist, "--shortlist")
-    found = load(args).search(index, args.text, positive(args.top), shortlist)
+    top, model = positive(args.top), load(args)
+    unread = told(model, [args.text])
+    found = model.search(index, args.text, top, shortlist)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(args.out, results_page(args.text, found))
-    lines = [f"{one.score:.3f}  {printable(one.image)}{remark(one)}" for one in found]
+    lines = [f"{one.score:.3f}  {one.image}{remark(one)}" for one in found]
     if any(one.changed or one.missing for one in found):
         lines.append(f"`pixelbert index PHOTOS --out {args.index}` brings the index up to date")
     lines += [f"written to {args.out}"] if args.out else []
     left_out = list(index.left_out.values())  # told already, as it was found
-    show(args, {"results": [one._asdict() for one in found], "left_out": left_out}, lines)
+    show(args, {"results": [one._asdict() for one in found], "left_out": left_out} | unread, lines)
 
 
 def positive(top: int, name: str = "--top") -> int:

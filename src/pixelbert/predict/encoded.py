@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from pixelbert.data.images import ImageError, open_image
-from pixelbert.data.processing import ImageInput
+from pixelbert.data.inputs import ImageInput, given_images
 from pixelbert.model.pixels import PixelFeatures
 
 
@@ -23,14 +23,13 @@ class Photo(NamedTuple):
     image: ImageInput
 
 
-def as_photos(images: ImageInput | Sequence[ImageInput]) -> list[Photo]:
+def as_photos(images: ImageInput | Iterable[ImageInput]) -> list[Photo]:
     """One or several images with their keys: a file's path, size and time of change; a digest of anything else.
 
     Raises:
         PixelBertError: something that is no image, or a file that cannot be read (when it is read, if it is there).
     """
-    several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-    return [as_photo(image) for image in (images if several else [images])]  # type: ignore[arg-type, union-attr]
+    return [as_photo(image) for image in given_images(images)]
 
 
 def as_photo(image: ImageInput) -> Photo:
@@ -62,8 +61,6 @@ def decode(image: ImageInput) -> PIL.Image.Image:
                 f"an array of shape {image.shape} and type {image.dtype} is no photo: expected (height, width, 3) of "
                 "uint8, from 0 to 255"
             ) from None
-    if not isinstance(image, str | Path | bytes | PIL.Image.Image):
-        raise ImageError(f"a {type(image).__name__} is no photo: give a path, bytes, a Pillow image or a numpy array")
     return open_image(image)
 
 

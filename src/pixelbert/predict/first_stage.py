@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from usearch.index import Index
 
-from pixelbert.errors import printable
 from pixelbert.files import file_sha256
 from pixelbert.predict.index_store import PhotoStore, text_of
+from pixelbert.terminal import one_line
 
 VECTORS = "vectors.usearch"
 EXACT_UP_TO = 100_000  # vectors; below, comparing with all of them is no slower than following the graph, and exact
@@ -57,7 +57,7 @@ class Vectors:
             marks = ",".join("?" * len(some))
             rows = store.rows(f"SELECT id, name, vector FROM photos WHERE id IN ({marks})", some)
             whole = {photo: vector for photo, _, kept in rows if (vector := self._vector(kept)) is not None}
-            bad |= {photo: f"{printable(text_of(name))} (its vector)" for photo, name, _ in rows if photo not in whole}
+            bad |= {photo: f"{one_line(text_of(name))} (its vector)" for photo, name, _ in rows if photo not in whole}
             if whole:
                 self._index.add(np.array(list(whole)), np.stack(list(whole.values())))
         return bad

@@ -17,7 +17,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from pixelbert.errors import PixelBertError, printable
+from pixelbert.errors import PixelBertError
+from pixelbert.terminal import one_line
 
 VERSION = "1"
 DATABASE = "photos.sqlite"
@@ -155,7 +156,7 @@ class PhotoStore:
             raise damaged(self.folder, f"it does not say its {', '.join(missing)}")
         if about["version"] != VERSION:
             raise PixelBertError(
-                f"{self.folder} is an index of version {printable(about['version'])}, not {VERSION}: "
+                f"{self.folder} is an index of version {one_line(about['version'])}, not {VERSION}: "
                 + remedy(self.folder)
             )
         return about

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import safetensors.torch
 
 from pixelbert.data.images import HEIF, ImageError, open_image
-from pixelbert.errors import PixelBertError, printable
+from pixelbert.errors import PixelBertError
 from pixelbert.files import exclusive
 from pixelbert.loading import SHIPPED, SHIPPED_FOLDER, checkpoint_fingerprint
 from pixelbert.predict.first_stage import VECTORS, Vectors
 from pixelbert.predict.index_store import DATABASE, VERSION, PhotoStore, text_of, to_stored
 from pixelbert.progress import Tracker
+from pixelbert.terminal import one_line
 
 if TYPE_CHECKING:
     from pixelbert.predict.pixelbert import PixelBert
@@ -154,7 +155,7 @@ def claim(store: PhotoStore, root: Path, model: PixelBert) -> None:
     fingerprint = checkpoint_fingerprint(model.source)
     about = store.about()
     if about and about["fingerprint"] != fingerprint:
-        made_by = printable(about["checkpoint"])
+        made_by = one_line(about["checkpoint"])
         raise PixelBertError(f"{store.folder} was made with another checkpoint, {made_by}: choose another --out")
     # A folder by its whole path, or from elsewhere it would be a name on the hub. The shipped one by its name: where a
     # package is installed may change.
@@ -204,7 +205,7 @@ def list_photos(root: Path, index: Path) -> Listing:
 
     def unseen(error: OSError) -> None:
         name = Path(error.filename).relative_to(root).as_posix()
-        shown = printable(str(error.filename))
+        shown = one_line(str(error.filename))
         found.unseen[name] = f"{shown} cannot be looked at ({error.strerror}): check the path and its permissions"
 
     for place, folders, files in os.walk(root, onerror=unseen):
@@ -245,9 +246,9 @@ def passed_over_lines(kinds: dict[str, list[str]]) -> list[str]:
     """What was passed over: a count for each kind, a few names, and what to do about it."""
     lines = []
     for kind, names in sorted(kinds.items(), key=lambda item: -len(item[1])):
-        named = ", ".join(printable(name) for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+        named = ", ".join(one_line(name) for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
         advice = f": {ADVICE.format(kind=kind)}" if kind in HEIF_SUFFIXES else ""
-        lines.append(f"{len(names):,} passed over, {printable(kind)} ({named}){advice}")
+        lines.append(f"{len(names):,} passed over, {one_line(kind)} ({named}){advice}")
     return lines
 
 
@@ -256,9 +257,9 @@ def encoded(model: PixelBert, root: Path, names: Sequence[str]) -> Iterator[tupl
     images = {}
     for name in names:
         try:
-            images[name] = open_image(root / name, printable(str(root / name)))
+            images[name] = open_image(root / name, one_line(str(root / name)))
         except ImageError as error:
-            yield name, (None, None, None, None, printable(str(error)))
+            yield name, (None, None, None, None, one_line(str(error)))
     if not images:
         return
     features = model.encode(list(images.values()))

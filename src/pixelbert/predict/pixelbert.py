@@ -5,7 +5,8 @@ Shapes: I images, P pairs of an image and a sentence, L word tokens, K pixels, D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi
 
-from pixelbert.data.processing import ImageInput, PixelBertProcessor
+from pixelbert.data.inputs import ImageInput, given_sentences
+from pixelbert.data.processing import PixelBertProcessor
 from pixelbert.device import Precision, best_device, best_precision
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import SHIPPED, load_answering, load_checkpoint
@@ -68,6 +70,10 @@ class PixelBert:
     An image may be a path, the bytes of an image file, a Pillow image or an array (H, W, 3) of uint8. It is encoded
     once, and its features are kept while it is among the last so many used.
 
+    Of a text, the first `processor.max_length` - 2 tokens are read (a word is one or several; 38 with the model that
+    ships), and words that the vocabulary lacks are read as [UNK]. A call with such texts issues one `UnreadWarning`;
+    `processor.unread(texts)` tells of each.
+
     Args:
         model: one of the four networks with a head. It stays as it is; `.model` is a copy made ready for inference (see
             `for_inference`).
@@ -111,15 +117,15 @@ class PixelBert:
         return loaded
 
     @torch.inference_mode()
-    def match(self, images: ImageInput | Sequence[ImageInput], texts: str | Sequence[str]) -> np.ndarray:
+    def match(self, images: ImageInput | Iterable[ImageInput], texts: str | Iterable[str]) -> np.ndarray:
         """The probability that each sentence belongs to each image (S of eq. 8).
 
         Of a model that was fine-tuned for retrieval, the sigmoid of the score that ranks; it has learned to rank, so
         compare its values with each other and not with 0.5.
 
         Args:
-            images: I of them, or one.
-            texts: T sentences, or one. What is beyond the processor's `max_length` is not read.
+            images: I of them in any sequence (a list, a pandas Series, ...), or one.
+            texts: T sentences in any sequence, or one.
 
         Returns:
             (I, T) float32, whatever else is asked in the same call.
@@ -129,7 +135,7 @@ class PixelBert:
         """
         self._must_be("match", PixelBertForPreTraining, PixelBertForImageAndTextRetrieval)
         photos = as_photos(images)
-        ids = self._tokens([texts] if isinstance(texts, str) else texts)
+        ids = self._read(given_sentences(texts))
         scores = np.empty((len(photos), len(ids)), dtype=np.float32)
         for first in range(0, len(photos), IMAGES_AT_ONCE):
             some = photos[first : first + IMAGES_AT_ONCE]
@@ -153,10 +159,11 @@ class PixelBert:
         """
         self._must_be("match_each", PixelBertForPreTraining, PixelBertForImageAndTextRetrieval)
         found: list[np.ndarray] = []
+        waiting = iter(self._read([text for _, texts in asked for text in texts]))
         for first in range(0, len(asked), IMAGES_AT_ONCE):
             some = asked[first : first + IMAGES_AT_ONCE]
             counts = [len(texts) for _, texts in some]
-            ids = self._tokens([text for _, texts in some for text in texts])
+            ids = list(islice(waiting, sum(counts)))
             pairs = list(zip(np.repeat(np.arange(len(some)), counts).tolist(), range(len(ids)), strict=True))
             logits = self._score(self.encode([image for image, _ in some]), ids, pairs)
             found += np.split(probabilities(logits), np.cumsum(counts)[:-1])
@@ -188,7 +195,7 @@ class PixelBert:
         """
         if self.answering is None:
             self._must_be("answer", PixelBertForQuestionAnswering)
-        ids = self._tokens([question])
+        ids = self._read([question])
         scores = self._run(self.answering, self.encode(image), ids).logits[0].float().sigmoid()
         answers = self.answering.answers
         best = scores.topk(min(top, len(answers)))
@@ -207,7 +214,7 @@ class PixelBert:
         """
         self._must_be("fill_mask", PixelBertForPreTraining)
         tokenizer = self.processor.tokenizer
-        (ids,) = self._tokens([text])
+        (ids,) = self._read([text])
         places = np.flatnonzero(ids == tokenizer.mask_token_id)
         if not len(places) or len(places) < text.count(tokenizer.mask_token):
             reason = "lies beyond the tokens that the model reads" if tokenizer.mask_token in text else "is missing"
@@ -232,7 +239,7 @@ class PixelBert:
             PixelBertError: another kind of checkpoint; an image that cannot be read; an empty statement.
         """
         self._must_be("reason", PixelBertForImagesAndTextClassification)
-        ids = self._tokens([statement])
+        ids = self._read([statement])
         logits = self._run(self.model, self.encode([left, right]), ids, torch.tensor([[0, 1]])).logits[0]
         score = logits.float().softmax(0)[1].item()
         return Judgement(score > 0.5, score)
@@ -261,16 +268,10 @@ class PixelBert:
 
         Of a model for two photos, the pass over the one given.
         """
-        encoding = self.processor.tokenizer(
-            [text],
-            truncation=True,
-            max_length=self.processor.max_length,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-        )
-        words, pieces = words_of(text, encoding)
+        ids = self._read([text])
+        words, pieces = words_of(text, self.processor.encode([text])[0])
         features = self.encode(image)
-        output = self._run(self.model.pixelbert, features, self._tokens([text]), output_attentions=True)
+        output = self._run(self.model.pixelbert, features, ids, output_attentions=True)
         weights = torch.cat(output.attentions).float().cpu().numpy()
         rows, columns = features.grid[0].tolist()
         return Attention(weights, words, pieces, (rows, columns))
@@ -293,6 +294,7 @@ class PixelBert:
         """
         self._must_be("search", PixelBertForPreTraining, PixelBertForImageAndTextRetrieval)
         opened = index if isinstance(index, SearchIndex) else SearchIndex.open(index)
+        self._read([text])
         return search(self, opened, text, top, shortlist)
 
     def push_to_hub(self, repository: str, private: bool | None = None, token: str | None = None) -> str:
@@ -332,7 +334,7 @@ class PixelBert:
     @torch.inference_mode()
     def embed_text(self, text: str) -> np.ndarray | None:
         """The two-tower head's vector of a sentence (E,) float32, of length 1; None without such a head."""
-        vectors = self._vectors(self._tokens([text]))
+        vectors = self._vectors(self.processor.tokens([text]))
         return None if vectors is None else vectors[0].float().cpu().numpy()
 
     def _vectors(self, ids: Sequence[np.ndarray]) -> torch.Tensor | None:
@@ -346,9 +348,9 @@ class PixelBert:
     def logits_of(self, features: PixelFeatures, text: str) -> np.ndarray:
         """The logits of what `match` gives, of images that are encoded already: (I,) float32."""
         pairs = [(i, 0) for i in range(len(features))]
-        return self._score(features.to(self.model.device), self._tokens([text]), pairs)
+        return self._score(features.to(self.model.device), self.processor.tokens([text]), pairs)
 
-    def encode(self, images: ImageInput | Sequence[ImageInput]) -> PixelFeatures:
+    def encode(self, images: ImageInput | Iterable[ImageInput]) -> PixelFeatures:
         """The pixel embeddings of images (I, K, D), each through the CNN once while it is among those used last.
 
         Raises:
@@ -382,14 +384,16 @@ class PixelBert:
         inputs["image_index"] = torch.zeros(len(ids), dtype=torch.long) if image_index is None else image_index
         return model(features, **move(inputs, self.model.device), **options)
 
-    def _tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def _read(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of each text; one `UnreadWarning` for all, if they are not read whole."""
         for text in texts:
             if not isinstance(text, str) or not text.strip():
                 raise PixelBertError(f"{text!r} is no text: expected a sentence")
-        if not texts:
-            return []
-        encoded = self.processor.tokenizer(list(texts), truncation=True, max_length=self.processor.max_length)
-        return [np.array(ids) for ids in encoded["input_ids"]]
+        unread = self.processor.unread(texts)
+        if unread.empty:
+            raise PixelBertError(f"{unread.empty[0]!r} is no text: it has nothing but characters that are not seen")
+        unread.warn()
+        return self.processor.tokens(texts)
 
     def _must_be(self, method: str, *kinds: type) -> None:
         if not isinstance(self.model, kinds):

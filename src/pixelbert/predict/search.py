@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from pixelbert.data.images import ImageError, open_image
-from pixelbert.errors import PixelBertError, printable
+from pixelbert.errors import PixelBertError
 from pixelbert.loading import checkpoint_fingerprint
 from pixelbert.model.pixels import PixelFeatures
 from pixelbert.predict.first_stage import Vectors
@@ -29,6 +29,7 @@ from pixelbert.predict.index_store import DATABASE, PhotoStore, check_name, dama
 from pixelbert.predict.indexing import Indexed as Indexed
 from pixelbert.predict.indexing import index_photos as index_photos
 from pixelbert.progress import Tracker
+from pixelbert.terminal import one_line
 
 if TYPE_CHECKING:
     from pixelbert.predict.pixelbert import PixelBert
@@ -186,7 +187,7 @@ class SearchIndex:
                 check_name(name)
                 values = kept_pixels(rows, columns, pixels, width)
             except Exception as error:  # whatever is raised by bytes that we did not write
-                bad[photo] = f"{printable(name)} ({printable(str(error))})"
+                bad[photo] = f"{one_line(name)} ({one_line(str(error))})"
             else:
                 kept[photo] = Kept(name, size, changed)
                 features[photo] = PixelFeatures(values[None], torch.tensor([[rows, columns]]))
@@ -233,7 +234,7 @@ def search(
     index.refresh()
     while True:
         if index.fingerprint != fingerprint:
-            made_by = printable(index.checkpoint)
+            made_by = one_line(index.checkpoint)
             raise PixelBertError(f"{index.folder} was made with another checkpoint: {made_by}; search with that one")
         made, photos = index.made, index.ids() if vector is None else index.nearest(vector, count)
         new = [photo for photo in photos if photo not in logits and photo not in index.left_out]
@@ -264,7 +265,7 @@ def results_page(text: str, found: Sequence[Found]) -> str:
     """A web page that needs nothing else: the photos that were found, best first."""
     figures = "".join(
         f"<figure>{picture(one.image)}<figcaption>{number}. {one.score:.3f}{escape(remark(one))}"
-        f"<br>{escape(printable(Path(one.image).name))}</figcaption></figure>\n"
+        f"<br>{escape(one_line(Path(one.image).name))}</figcaption></figure>\n"
         for number, one in enumerate(found, start=1)
     )
     return PAGE.substitute(text=escape(text), figures=figures)
@@ -277,7 +278,7 @@ def picture(image: str) -> str:
     try:
         return f'<img alt="" src="{inlined(open_image(image), 320)}">'
     except ImageError as error:
-        return f"<p>{escape(printable(str(error)))}</p>"
+        return f"<p>{escape(one_line(str(error)))}</p>"
 
 
 def remark(found: Found) -> str:

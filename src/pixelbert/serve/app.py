@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -75,7 +75,31 @@ class Score(BaseModel):
     score: float
 
 
-class Scores(BaseModel):
+class Cut(BaseModel):
+    """A sentence that is longer than what the model reads: how many tokens it has, and how many of them are read."""
+
+    text: str
+    tokens: int
+    read: int
+
+
+class Unknown(BaseModel):
+    """A sentence with words that the model does not know, how many tokens are read of it, and how many are unknown."""
+
+    text: str
+    words: list[str]
+    tokens: int
+    unknown: int
+
+
+class Reading(BaseModel):
+    """What was not read of the sentences that were sent; nothing, if all was."""
+
+    cut: list[Cut]
+    unknown: list[Unknown]
+
+
+class Scores(Reading):
     """In the order of the request."""
 
     scores: list[Score]
@@ -88,7 +112,7 @@ class Answer(BaseModel):
     score: float
 
 
-class Answers(BaseModel):
+class Answers(Reading):
     """Best first."""
 
     answers: list[Answer]
@@ -101,13 +125,13 @@ class Fill(BaseModel):
     score: float
 
 
-class Masks(BaseModel):
+class Masks(Reading):
     """A list for each [MASK] in order, best first."""
 
     masks: list[list[Fill]]
 
 
-class Judgement(BaseModel):
+class Judgement(Reading):
     """Whether the statement is true, and the probability that it is."""
 
     true: bool
@@ -122,7 +146,7 @@ class Word(BaseModel):
     map: list[list[float]]
 
 
-class Words(BaseModel):
+class Words(Reading):
     """The words in order, or the one that was asked for."""
 
     words: list[Word]
@@ -137,7 +161,7 @@ class Found(BaseModel):
     missing: bool
 
 
-class Results(BaseModel):
+class Results(Reading):
     """Best first; and how many photos of the index are damaged there and left out."""
 
     results: list[Found]
@@ -220,6 +244,10 @@ def create_app(
         """As `api.post`, where the checkpoint can do it."""
         return api.post(f"/{task}", **options) if task in can else lambda function: function
 
+    async def ask(call: Callable[[], Any], text: str, images: Sequence[bytes] = ()) -> tuple[Any, dict[str, Any]]:
+        """What the model says, and the fields that tell what it did not read of the text."""
+        return await worker.run(lambda: (call(), model.processor.unread([text]).fields()), images)
+
     async def bytes_of(upload: UploadFile) -> bytes:
         return await run_in_threadpool(limits.photo, await upload.read())
 
@@ -227,16 +255,17 @@ def create_app(
     async def match(image: Photo, text: Annotated[list[str], Form(description="a sentence; once for each")]) -> Scores:
         """The probability that each sentence belongs to the photo."""
         texts = limits.texts(text)
-        scores = await worker.match(await bytes_of(image), texts)
-        return Scores(scores=[Score(text=text, score=score) for text, score in zip(texts, scores, strict=True)])
+        scores, unread = await worker.match(await bytes_of(image), texts)
+        scored = [Score(text=text, score=score) for text, score in zip(texts, scores, strict=True)]
+        return Scores(scores=scored, **unread.fields())  # type: ignore[arg-type]
 
     @route("answer")
     async def answer(image: Photo, question: Annotated[str, Form()], top: Top = 5) -> Answers:
         """The likeliest answers to a question about the photo."""
         limits.text(question, "question")
         photo = await bytes_of(image)
-        answers = await worker.run(lambda: model.answer(photo, question, top), [photo])
-        return Answers(answers=[Answer(**a._asdict()) for a in answers])
+        answers, unread = await ask(lambda: model.answer(photo, question, top), question, [photo])
+        return Answers(answers=[Answer(**a._asdict()) for a in answers], **unread)
 
     @route("fill-mask")
     async def fill_mask(
@@ -245,16 +274,16 @@ def create_app(
         """The likeliest tokens for each [MASK] of a sentence."""
         limits.text(text)
         photo = await bytes_of(image)
-        masks = await worker.run(lambda: model.fill_mask(photo, text, top), [photo])
-        return Masks(masks=[[Fill(**fill._asdict()) for fill in fills] for fills in masks])
+        masks, unread = await ask(lambda: model.fill_mask(photo, text, top), text, [photo])
+        return Masks(masks=[[Fill(**fill._asdict()) for fill in fills] for fills in masks], **unread)
 
     @route("reason")
     async def reason(left: Photo, right: Photo, statement: Annotated[str, Form()]) -> Judgement:
         """Whether a statement is true of two photos."""
         limits.text(statement, "statement")
         one, other = await bytes_of(left), await bytes_of(right)
-        judgement = await worker.run(lambda: model.reason(one, other, statement), [one, other])
-        return Judgement(**judgement._asdict())
+        judgement, unread = await ask(lambda: model.reason(one, other, statement), statement, [one, other])
+        return Judgement(**judgement._asdict(), **unread)
 
     @route("attend")
     async def attend(
@@ -272,8 +301,8 @@ def create_app(
         if token is not None:
             limits.text(token, "word")
         photo = await bytes_of(image)
-        maps = await worker.run(lambda: model.attend(photo, text, token, layer, head, rollout), [photo])
-        return Words(words=[Word(word=word, share=share, map=grid.tolist()) for word, grid, share in maps])
+        maps, unread = await ask(lambda: model.attend(photo, text, token, layer, head, rollout), text, [photo])
+        return Words(words=[Word(word=word, share=share, map=grid.tolist()) for word, grid, share in maps], **unread)
 
     if index is not None:
 
@@ -285,12 +314,12 @@ def create_app(
             """The photos of the index that a text fits best."""
             limits.text(text)
             try:
-                results = await worker.run(lambda: model.search(index, text, top=top))  # type: ignore[attr-defined]
+                results, unread = await ask(lambda: model.search(index, text, top=top), text)
             except PixelBertError as failure:  # names files of this machine: not for clients
                 log.error("search failed: %s", failure)
                 raise HTTPException(500, "the search failed; the server's log says why") from None
             found = [Found(image=number_of(path), score=s, changed=c, missing=m) for path, s, c, m in results]
-            return Results(results=found, left_out=len(index.left_out))
+            return Results(results=found, left_out=len(index.left_out), **unread)
 
         @api.get("/photos/{number}", response_class=Response, responses={404: {"model": Error}})
         async def photo(number: int) -> Response:

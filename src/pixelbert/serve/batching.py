@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from pixelbert.data.reading import Unread
 from pixelbert.predict.pixelbert import PixelBert
 from pixelbert.serve.limits import Limits, PhotoFile
 from pixelbert.serve.metrics import Metrics
@@ -66,10 +67,10 @@ class ModelThread:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    async def match(self, image: bytes, texts: Sequence[str]) -> list[float]:
-        """As `PixelBert.match` of one image, together with whoever else waits."""
-        scores = await self._done(Job([image], texts))
-        return scores.tolist()
+    async def match(self, image: bytes, texts: Sequence[str]) -> tuple[list[float], Unread]:
+        """As `PixelBert.match` of one image, together with whoever else waits; and what was not read of the texts."""
+        scores, unread = await self._done(Job([image], texts))
+        return scores.tolist(), unread
 
     async def run(self, call: Callable[[], T], images: Sequence[bytes] = ()) -> T:
         """Call this in the model's thread, after the images, which the call will use, were encoded with others."""
@@ -126,6 +127,9 @@ class ModelThread:
         self._queue = left
         return taken
 
+    def _alone(self, job: Job) -> tuple[Any, Unread]:
+        return self.model.match(job.images[0], job.texts)[0], self.model.processor.unread(job.texts)
+
     def _compute(self, jobs: Sequence[Job]) -> None:
         # What goes wrong with all at once, for one bad photo, goes right for the others alone.
         with suppress(Exception):
@@ -138,9 +142,9 @@ class ModelThread:
                 others = list(jobs)
             else:
                 for job, found in zip(matches, scores, strict=True):
-                    job.future.set_result(found)
+                    job.future.set_result((found, self.model.processor.unread(job.texts)))
         for job in others:
             try:
-                job.future.set_result(job.call() if job.call else self.model.match(job.images[0], job.texts)[0])
+                job.future.set_result(job.call() if job.call else self._alone(job))
             except Exception as error:
                 job.future.set_exception(error)

@@ -143,9 +143,7 @@ def _matching_and_masking(
         other = mismatched_example(corpus, example, corpus.own_texts(example), rng)
         for e in (example, other):
             if e not in tokens:
-                tokens[e] = processor.tokenizer(corpus.text(e), truncation=True, max_length=processor.max_length)[
-                    "input_ids"
-                ]
+                tokens[e] = processor.tokens([corpus.text(e)])[0].tolist()
         others.append(other)
         masks.append(mask_tokens(np.array(tokens[example]), processor.tokenizer, 0.15, rng))
     used = sorted({int(corpus.image_of[e]) for e in [*chosen, *others]})
@@ -202,9 +200,7 @@ def _retrieval(
     captions = [e for es in groups.values() for e in (es[:captions_per_image] if captions_per_image else es)]
     rows = {image: i for i, image in enumerate(groups)}
     caption_image = np.array([rows[int(corpus.image_of[e])] for e in captions])
-    tokens = processor.tokenizer([corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length)[
-        "input_ids"
-    ]
+    tokens = [ids.tolist() for ids in processor.tokens([corpus.text(e) for e in captions])]
     features = encode_images(model, photos, list(groups), show=show)
     pairs = [Sentence(ids, image) for ids in tokens for image in range(len(groups))]
     scores = run_pairs(model, features, pairs, "all pairs", show=show)[0].reshape(len(captions), len(groups)).T

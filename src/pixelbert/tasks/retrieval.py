@@ -197,8 +197,7 @@ def score_all_pairs(
         share: the blocks of images that this process does, where several fill one file.
     """
     corpus = photos.corpus
-    encoded = processor.tokenizer([corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length)
-    tokens = [np.array(ids) for ids in encoded["input_ids"]]
+    tokens = processor.tokens([corpus.text(e) for e in captions])
     by_length = np.array(sorted(range(len(tokens)), key=lambda i: len(tokens[i])))
     was_training = model.training
     model.eval()

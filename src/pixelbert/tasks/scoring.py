@@ -91,13 +91,11 @@ def score_examples(
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 encode = encode_blank if blank else partial(encode_images, show=False)
                 features = encode(model, photos, images)
-                sentences = processor.tokenizer(
-                    [corpus.text(e) for e in chunk], truncation=True, max_length=processor.max_length
-                )["input_ids"]
+                sentences = processor.tokens([corpus.text(e) for e in chunk])
                 order = sorted(range(len(chunk)), key=lambda i: len(sentences[i]))
                 for start in range(0, len(order), SENTENCES_AT_ONCE):
                     rows = order[start : start + SENTENCES_AT_ONCE]
-                    inputs = text_inputs([np.array(sentences[i]) for i in rows], processor.tokenizer.pad_token_id)
+                    inputs = text_inputs([sentences[i] for i in rows], processor.tokenizer.pad_token_id)
                     index = torch.from_numpy(place[images_of[[chunk[i] for i in rows]]])
                     inputs["image_index"] = index.squeeze(1) if index.shape[1] == 1 else index
                     logits = model(features, **move(inputs, model.device)).logits

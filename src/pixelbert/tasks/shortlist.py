@@ -39,9 +39,7 @@ def tower_scores(
     """
     was_training = model.training
     model.eval()
-    tokens = processor.tokenizer(
-        [photos.corpus.text(e) for e in captions], truncation=True, max_length=processor.max_length
-    )["input_ids"]
+    tokens = processor.tokens([photos.corpus.text(e) for e in captions])
     by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         parts = (
@@ -56,7 +54,7 @@ def tower_scores(
         scores = np.empty((len(captions), len(images)), dtype=np.float32)
         for start in range(0, len(by_length), SENTENCES_AT_ONCE):
             rows = by_length[start : start + SENTENCES_AT_ONCE]
-            text = text_inputs([np.array(tokens[i]) for i in rows], processor.tokenizer.pad_token_id)
+            text = text_inputs([tokens[i] for i in rows], processor.tokenizer.pad_token_id)
             of_texts = model.pixelbert.embed_texts(**move(text, model.device))
             with torch.autocast(model.device.type, enabled=False):  # rounded products would tie
                 scores[rows] = (of_texts @ of_images.T).cpu().numpy()

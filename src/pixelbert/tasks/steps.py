@@ -188,8 +188,7 @@ class StepData(Dataset, ABC, Generic[R]):
 
     def tokens(self, sentences: Sequence[str]) -> list[np.ndarray]:
         """Each sentence's tokens, [CLS] and [SEP] included, cut to the longest that is allowed."""
-        encoded = self.processor.tokenizer(list(sentences), truncation=True, max_length=self.processor.max_length)
-        return [np.array(ids) for ids in encoded["input_ids"]]
+        return self.processor.tokens(sentences)
 
     def images(self, views: Sequence[Sequence[View]]) -> dict[str, Any]:
         """The images of a batch, each once, and `image_index` into them: (rows,), or (rows, n) of several a row."""

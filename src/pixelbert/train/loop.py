@@ -28,11 +28,12 @@ from pixelbert.data.corpus import Corpus
 from pixelbert.data.feature_cache import FeatureCache, build_feature_cache, encode_grey
 from pixelbert.data.photos import Photos
 from pixelbert.data.processing import PixelBertProcessor
+from pixelbert.data.reading import SAMPLE
 from pixelbert.data.sampler import ExampleOrder
 from pixelbert.data.sources.scenes import resolve_scenes
 from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError, StoppedError
-from pixelbert.files import append_line, publish, write_sums
+from pixelbert.files import append_line, publish, write_json, write_sums
 from pixelbert.loading import TRAINED_ON, trained_on
 from pixelbert.model.resnet import channels_last
 from pixelbert.model_card import CARD, last_validation, model_card
@@ -162,6 +163,7 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
     sound.require_start(progress.step)
     if main:
         describe(data, steps, accelerator, precision, bare, progress.step)
+        tell_unread(corpus, processor, output)
 
     model.train()
     started, pairs_since, time_since = time.monotonic(), 0, time.monotonic()
@@ -347,6 +349,14 @@ def describe(
         f"{steps:,} steps of {data.pairs_in_step:,} pairs on {accelerator.num_processes} x {accelerator.device.type}, "
         f"{data.micro_batches()} micro-batches each, {precision}" + (f"; going on after step {step:,}" if step else "")
     )
+
+
+def tell_unread(corpus: Corpus, processor: PixelBertProcessor, output: Path) -> None:
+    """Say, and note in sentences.json, how many training sentences are cut or have unknown words, by a sample."""
+    unread = processor.unread([corpus.text(e) for e in range(0, len(corpus), max(len(corpus) // SAMPLE, 1))])
+    console.print(unread.shares(len(corpus), processor.max_length - 2))
+    facts = {"sentences": len(corpus), "max_length": processor.max_length, "looked_at": unread.sentences}
+    write_json(output / "sentences.json", facts | {"cut": len(unread.cut), "unknown": len(unread.unknown)})
 
 
 def write_model(

@@ -33,6 +33,14 @@ async function ask(path, fields) {
   return body;
 }
 
+/** What was not read of the sentences that were sent, a line for each. */
+function unread({ cut, unknown }) {
+  return [
+    ...cut.map(({ text, tokens, read }) => `“${text}” has ${tokens} tokens, of which the first ${read} are read.`),
+    ...unknown.map(({ text, words }) => `The model does not know ${words.map((w) => `“${w}”`).join(", ")} in “${text}”.`),
+  ].map((line) => make("p", { className: "soft unread", textContent: line }));
+}
+
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 const percent = (share) => `${Math.round(100 * share)} %`;
 
@@ -245,7 +253,8 @@ function row(label, score, onClick) {
 const TASKS = {
   async match(text, slots, attention) {
     const texts = text.split("\n").map((line) => line.trim()).filter(Boolean);
-    const { scores } = await ask("match", [["image", slots[0].file], ...texts.map((line) => ["text", line])]);
+    const found = await ask("match", [["image", slots[0].file], ...texts.map((line) => ["text", line])]);
+    const { scores } = found;
     const list = make("ol");
     const select = (line, chosen) => {
       for (const other of list.querySelectorAll(".row")) other.setAttribute("aria-pressed", other === line);
@@ -257,21 +266,22 @@ const TASKS = {
       if (matchMedia("(max-width: 860px)").matches) $("photos").scrollIntoView({ behavior: "smooth" });
     })));
     select(list.querySelector(".row"), scores[0].text);
-    return [list, make("p", { className: "soft", textContent: "Choose a sentence to see what its words look at." })];
+    return [...unread(found), list, make("p", { className: "soft", textContent: "Choose a sentence to see what its words look at." })];
   },
 
   async answer(text, slots, attention) {
-    const { answers } = await ask("answer", [["image", slots[0].file], ["question", text]]);
+    const found = await ask("answer", [["image", slots[0].file], ["question", text]]);
     attention.show(text);
-    return [make("ol", {}, ...answers.map(({ answer, score }) => row(answer, score)))];
+    return [...unread(found), make("ol", {}, ...found.answers.map(({ answer, score }) => row(answer, score)))];
   },
 
   async "fill-mask"(text, slots, attention) {
-    const { masks } = await ask("fill-mask", [["image", slots[0].file], ["text", text]]);
+    const found = await ask("fill-mask", [["image", slots[0].file], ["text", text]]);
+    const { masks } = found;
     attention.show(text);
     const filled = make("p", { className: "filled" });
     text.split("[MASK]").forEach((part, i) => filled.append(part, ...(masks[i] ? [make("mark", { textContent: masks[i][0].token })] : [])));
-    return [filled, ...masks.flatMap((fills, i) => [
+    return [...unread(found), filled, ...masks.flatMap((fills, i) => [
       ...(masks.length > 1 ? [make("h3", { textContent: `[MASK] ${i + 1}` })] : []),
       make("ol", {}, ...fills.map(({ token, score }) => row(token, score))),
     ])];
@@ -280,14 +290,15 @@ const TASKS = {
   async reason(text, slots, attention) {
     const judgement = await ask("reason", [...slots.map((slot) => [slot.field, slot.file]), ["statement", text]]);
     attention.show(text);
-    return [make("p", { className: `verdict ${judgement.true}`, textContent: judgement.true ? "True" : "False" }),
+    return [...unread(judgement), make("p", { className: `verdict ${judgement.true}`, textContent: judgement.true ? "True" : "False" }),
       make("ol", {}, row("probability that it is true", judgement.score))];
   },
 
   async search(text, slots) {
-    const { results } = await ask(`search?${new URLSearchParams({ text })}`);
-    if (!results.length) return [make("p", { textContent: "Nothing was found." })];
-    return [make("ul", { className: "found" }, ...results.map(({ image, score, changed, missing }, i) => {
+    const found = await ask(`search?${new URLSearchParams({ text })}`);
+    const { results } = found;
+    if (!results.length) return [...unread(found), make("p", { textContent: "Nothing was found." })];
+    return [...unread(found), make("ul", { className: "found" }, ...results.map(({ image, score, changed, missing }, i) => {
       const button = make("button", { type: "button" }, make("img", { src: image, alt: `Result ${i + 1}`, loading: "lazy" }),
         make("span", { textContent: score.toFixed(3) + (missing ? " (no longer there)" : changed ? " (changed since)" : "") }));
       button.addEventListener("click", async () => {
