@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,13 +45,11 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
 
 
 def test_a_lock_waits_for_nobody(tmp_path: Path) -> None:
-    began = time.monotonic()
-    with exclusive(tmp_path / "lock", "busy"):
+    with exclusive(tmp_path / "lock", "busy"):  # all the time: who waited would not come back
         done = subprocess.run(
-            [sys.executable, "-c", HOLD, str(tmp_path / "lock")], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", HOLD, str(tmp_path / "lock")], capture_output=True, text=True, timeout=120
         )
     assert "busy" in done.stderr
-    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(
