@@ -206,6 +206,8 @@ def hostile_tables(task: str, draw: Random) -> Files:
         {"image_id": f"t:{n}", "path": "x.png", "bytes": encoded(photo(n), "PNG"), "width": 40, "height": 32}
         for n in range(3)
     ]
+    for image in images:
+        image["sha256"] = sha256(image["bytes"]).hexdigest()
     targets: dict[str, Any] = {"answers": ["yes"], "answer_type": None, "question_type": None, "label": True}
     examples: list[dict[str, Any]] = [
         {"example_id": f"t:{n}", "image_ids": [f"t:{n}"] * (1 + (task == REASONING)), "text": f"photo {n}"}
