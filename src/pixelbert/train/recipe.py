@@ -188,7 +188,7 @@ class Recipe:
         optimizer: how.
         epochs: passes over the sentences.
         batch_size: examples a step over all devices; in pre-training pairs, matched and mismatched counted (paper: 4096
-            pairs; in fine-tuning 256 questions, 128 statements, 512 captions).
+            pairs; in fine-tuning 256 questions, 128 statements, 512 captions); at most what the training data has.
         micro_batch_size: pairs that one device takes at once; the step is accumulated from as many as it needs.
         precision: bf16 (autocast; weights, softmax, norms and losses stay in float32) or fp32; bf16 where the device
             computes with it if null.
@@ -203,7 +203,7 @@ class Recipe:
         keep_best: a figure of validation.jsonl, such as itm_accuracy: the model that did best by it stays in
             OUTPUT/best. Of a figure that ends in _loss the lowest is best.
         skip_limit: steps that may be left out because a loss or the gradient is not a finite number; one more stops the
-            run.
+            run, and so does one at its end, or one after which the weights are not finite.
         trackers: where metrics go beside metrics.jsonl, by accelerate's names: tensorboard, wandb, ...
     """
 
