@@ -188,7 +188,7 @@ class Recipe:
         optimizer: how.
         epochs: passes over the sentences.
         batch_size: examples a step over all devices; in pre-training pairs, matched and mismatched counted (paper: 4096
-            pairs; in fine-tuning 256 questions, 128 statements, 512 captions); at most what the training data has.
+            pairs; in fine-tuning 256 questions, 128 statements, 512 captions).
         micro_batch_size: pairs that one device takes at once; the step is accumulated from as many as it needs.
         precision: bf16 (autocast; weights, softmax, norms and losses stay in float32) or fp32; bf16 where the device
             computes with it if null.
@@ -213,8 +213,8 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     epochs: Annotated[float, Bound(gt=0, le=1_000_000)] = 40.0
-    batch_size: Annotated[int, COUNT] = 4096
-    micro_batch_size: Annotated[int, COUNT] = 64
+    batch_size: Annotated[int, Bound(ge=1, le=1_000_000)] = 4096
+    micro_batch_size: Annotated[int, Bound(ge=1, le=1_000_000)] = 64
     precision: Precision | None = None
     seed: Annotated[int, SEED] = 0
     deterministic: bool = False
