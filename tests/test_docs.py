@@ -31,6 +31,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from torch.distributed.run import get_args_parser
 
 import data_builders as build
 from pixelbert import (
@@ -240,6 +241,11 @@ class Workspace:
         assert (arguments[0], launch.module, launch.training_script) == ("launch", True, "pixelbert")
         self.parse(launch.training_script_args)
 
+    def torchrun(self, arguments: list[str]) -> None:
+        launch = get_args_parser().parse_args(arguments)
+        assert (launch.module, launch.training_script) == (True, "pixelbert")
+        self.parse(launch.training_script_args)
+
     def python(self, arguments: list[str]) -> None:
         """A script of the project: run an example, and parse the arguments of what takes long."""
         script, *rest = arguments
@@ -324,6 +330,7 @@ class Workspace:
         "make": make,
         "curl": curl,
         "accelerate": accelerate,
+        "torchrun": torchrun,
         "python": python,
         ".": source,
     }

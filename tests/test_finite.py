@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from pixelbert import PixelBertForPreTraining
 from pixelbert.files import file_sha256
 from pixelbert.train import optim
-from pixelbert.train.checkpoint import checkpoints, is_best
+from pixelbert.train.checkpoint import checkpoints
 from pixelbert.train.finite import Soundness
+from pixelbert.train.logs import is_best
 from test_faults import RECIPE, Broken, log, same, train
 
 

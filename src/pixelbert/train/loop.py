@@ -106,7 +106,7 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                 part.require(recipe.task.reads)
         if main:
             inputs.hold(output, inputs.of_recipe(recipe, corpus, validation))
-    examples = examples_in_step(recipe, corpus, accelerator.num_processes)
+    examples = examples_in_step(recipe, accelerator.num_processes)
     order = ExampleOrder(corpus.image_of, examples, recipe.data.sentences_per_image, recipe.seed)
     steps = order.steps(recipe.epochs)
 
@@ -279,28 +279,20 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
     accelerator.end_training()
 
 
-def examples_in_step(recipe: Recipe, corpus: Corpus, processes: int) -> int:
+def examples_in_step(recipe: Recipe, processes: int) -> int:
     """How many examples `batch_size` comes to.
 
     Raises:
-        PixelBertError: more than there are, or too few for each process to have some.
+        PixelBertError: too few for each process to have some.
     """
     task = recipe.task
-    examples = recipe.batch_size // task.counts_per_example
-    if examples > len(corpus):
-        most = len(corpus) * task.counts_per_example // task.indivisible * task.indivisible
-        raise PixelBertError(
-            f"batch_size {recipe.batch_size:,} asks for {examples:,} examples a step, and the training data has "
-            f"{len(corpus):,}: "
-            + (f"expected at most {most:,}" if most else f"too few for a group of task.contrast {task.indivisible:,}")
-        )
     parts = recipe.batch_size // task.indivisible
     if parts < processes:
         raise PixelBertError(
             f"batch_size {recipe.batch_size:,} makes {parts:,} parts of {task.indivisible:,}, too few for {processes} "
             f"processes: start {parts}, or raise it to {processes * task.indivisible:,}"
         )
-    return examples
+    return recipe.batch_size // task.counts_per_example
 
 
 def known_trackers(names: list[str]) -> list[str]:
@@ -349,6 +341,11 @@ def describe(
         f"{steps:,} steps of {data.pairs_in_step:,} pairs on {accelerator.num_processes} x {accelerator.device.type}, "
         f"{data.micro_batches()} micro-batches each, {precision}" + (f"; going on after step {step:,}" if step else "")
     )
+    if data.order.size > len(data.corpus):
+        console.print(
+            f"A step takes {data.order.size:,} examples, and there are {len(data.corpus):,}: some are in it more than "
+            "once. A lower batch_size prevents that"
+        )
 
 
 def tell_unread(corpus: Corpus, processor: PixelBertProcessor, output: Path) -> None:

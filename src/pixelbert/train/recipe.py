@@ -203,7 +203,7 @@ class Recipe:
         keep_best: a figure of validation.jsonl, such as itm_accuracy: the model that did best by it stays in
             OUTPUT/best. Of a figure that ends in _loss the lowest is best.
         skip_limit: steps that may be left out because a loss or the gradient is not a finite number; one more stops the
-            run.
+            run, and so does one at its end, or one after which the weights are not finite.
         trackers: where metrics go beside metrics.jsonl, by accelerate's names: tensorboard, wandb, ...
     """
 
@@ -213,8 +213,8 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     epochs: Annotated[float, Bound(gt=0, le=1_000_000)] = 40.0
-    batch_size: Annotated[int, COUNT] = 4096
-    micro_batch_size: Annotated[int, COUNT] = 64
+    batch_size: Annotated[int, Bound(ge=1, le=1_000_000)] = 4096
+    micro_batch_size: Annotated[int, Bound(ge=1, le=1_000_000)] = 64
     precision: Precision | None = None
     seed: Annotated[int, SEED] = 0
     deterministic: bool = False
