@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from pixelbert.data.images import ImageError, open_image
+from pixelbert.data.images import image_of_array, open_image
 from pixelbert.data.inputs import ImageInput, given_images
 from pixelbert.model.pixels import PixelFeatures
 
@@ -54,13 +54,7 @@ def decode(image: ImageInput) -> PIL.Image.Image:
         ImageError: see `open_image`; or an array that is no photo.
     """
     if isinstance(image, np.ndarray):
-        try:
-            return open_image(PIL.Image.fromarray(image))
-        except (TypeError, ValueError, KeyError, AttributeError):  # an ImageError is none of these
-            raise ImageError(
-                f"an array of shape {image.shape} and type {image.dtype} is no photo: expected (height, width, 3) of "
-                "uint8, from 0 to 255"
-            ) from None
+        return open_image(image_of_array(image))
     return open_image(image)
 
 
