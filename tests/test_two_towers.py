@@ -308,13 +308,13 @@ def test_calibration_finds_slope_and_threshold_and_teaches_nothing_else(
 ) -> None:
     """Cosines of right pairs around 0.5 and wrong ones around 0.3, 14 logits to a unit: they part at 0.4."""
     head = TwoTowerHead(tiny_config(tower_size=8))
-    rng = np.random.default_rng(learned_seed)
-    cosines = np.where(np.eye(40, dtype=bool), 0.5, 0.3) + rng.normal(0, 0.05, (40, 40))
+    rng, n = np.random.default_rng(learned_seed), 160  # of fewer right pairs the mean itself is too far from 0.5
+    cosines = np.where(np.eye(n, dtype=bool), 0.5, 0.3) + rng.normal(0, 0.05, (n, n))
     logits = torch.tensor(cosines / 0.07, dtype=torch.float32, requires_grad=True)
-    right = torch.eye(40, dtype=torch.bool)
+    right = torch.eye(n, dtype=torch.bool)
     p = 1 / (1 + np.exp(-(cosines - 0.2) / 0.07))
-    by_hand = (-np.log(p.diagonal()).mean() - np.log(1 - p[~np.eye(40, dtype=bool)]).mean()) / 2
-    assert head.calibration(logits, right).item() / 40 == pytest.approx(by_hand, rel=1e-4)
+    by_hand = (-np.log(p.diagonal()).mean() - np.log(1 - p[~np.eye(n, dtype=bool)]).mean()) / 2
+    assert head.calibration(logits, right).item() / n == pytest.approx(by_hand, rel=1e-4)
     optimizer = torch.optim.Adam(head.parameters(), 0.02)
     for _ in range(300):
         loss = head.calibration(logits, right)
@@ -324,7 +324,7 @@ def test_calibration_finds_slope_and_threshold_and_teaches_nothing_else(
     margins.at_most("threshold's distance from 0.4", abs(head.threshold.item() - 0.4), 0.02)
     assert logits.grad is None
     assert {name for name, p in head.named_parameters() if p.grad is not None} == {"log_slope", "threshold"}
-    neither = torch.full((40, 7), -torch.inf)
+    neither = torch.full((n, 7), -torch.inf)
     padded = head.calibration(torch.cat([logits, neither], 1), torch.cat([right, neither.isfinite()], 1))
     assert padded.item() == pytest.approx(head.calibration(logits, right).item(), rel=1e-5)
 
