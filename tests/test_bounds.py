@@ -12,6 +12,10 @@ import yaml
 
 from pixelbert import PixelBertError, cli
 from pixelbert.bounds import Bound, bound_of, bounded, check_fields, is_number
+from pixelbert.data.prepare import prepare
+from pixelbert.data.sources import SOURCES
+from pixelbert.data.sources.folder import Folder
+from pixelbert.serve.server import serve
 from pixelbert.tasks.pretraining import Pretraining
 from pixelbert.train.recipe import TASKS, DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 from test_faults import RECIPE, train
@@ -42,6 +46,20 @@ def outside(hint: Any) -> list[float]:
     values += [bound.le + 1] if bound.le is not None else []
     values += [bound.lt] if bound.lt is not None else []
     return values
+
+
+@pytest.mark.parametrize("command", [*SOURCES.values(), prepare, serve])
+def test_each_number_of_other_commands_has_a_bound(command: Any) -> None:
+    hints = get_type_hints(command.__init__ if isinstance(command, type) else command, include_extras=True)
+    lacking = [name for name, hint in hints.items() if is_number(hint) and bound_of(hint) is None]
+    assert lacking == []
+
+
+def test_the_numbers_of_a_source_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(PixelBertError, match=r"val is 1\.5; expected 0 to 1"):
+        prepare(Folder(images=tmp_path, val=1.5), tmp_path / "set")
+    with pytest.raises(PixelBertError, match="waiting is 0; expected 1 to 10,000"):
+        serve(waiting=0)
 
 
 class TestRecipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -123,6 +124,26 @@ def test_only_what_is_sound_is_gone_on_with(
     assert "what was encoded after 4 photos is damaged" in said
     assert "going on after 4 of 12 photos" in said
     assert values(tmp_path / "features") == right
+
+
+def test_it_goes_on_in_the_precision_that_it_began_in(
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that would choose another."""
+    monkeypatch.setattr(feature_cache, "best_precision", lambda device: "fp32")
+    build()
+    right = values(tmp_path / "features")
+    for file in (tmp_path / "features").iterdir():
+        file.unlink()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(PixelBertError, match="stopped"):
+            build()
+    monkeypatch.setattr(feature_cache, "best_precision", lambda device: "bf16")
+    build()
+    assert values(tmp_path / "features") == right
+    (record,) = (tmp_path / "features").glob("*.json")
+    assert json.loads(record.read_text())["precision"] == "fp32"
 
 
 @pytest.mark.parametrize("recorded", [True, False])

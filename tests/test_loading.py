@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pixelbert import PixelBertError, PixelBertForPreTraining, PixelBertProcessor
 from pixelbert.data.processing import PixelBertImageProcessor, learn_tokenizer
@@ -73,6 +74,22 @@ def test_a_file_is_damaged(folder: Path, name: str, damage: str) -> None:
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[:-100] if damage == "cut" else b"no such thing" * 100)
     with pytest.raises(PixelBertError, match=re.escape(str(folder / name))):
+        load_checkpoint(folder, "cpu")
+
+
+def test_weights_that_are_not_finite(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["itm_head.bias"][0] = float("nan")
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PixelBertError, match=r"itm_head\.bias is not finite"):
+        load_checkpoint(folder, "cpu")
+
+
+def test_weights_of_another_type(folder: Path) -> None:
+    """Whole numbers of as many bytes would be read as other weights."""
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data.replace(b'"dtype":"F32"', b'"dtype":"I32"', 1))
+    with pytest.raises(PixelBertError, match="is stored as I32; expected F32"):
         load_checkpoint(folder, "cpu")
 
 

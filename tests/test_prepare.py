@@ -18,6 +18,7 @@ from data_builders import encoded, karpathy_data, photo, read_lines, write_json,
 from pixelbert.data.prepare import prepare
 from pixelbert.data.sources import SOURCES, Karpathy
 from pixelbert.data.sources.common import ImageRecord, Reading, Skip
+from pixelbert.data.sources.folder import Folder
 from pixelbert.data.store import PreparedDataset
 from pixelbert.errors import PixelBertError
 
@@ -323,6 +324,48 @@ def test_a_killed_process_leaves_no_data_set(tmp_path: Path, photos: Path, how: 
     assert partial.exists() == (how == signal.SIGKILL)  # nobody can tidy up after a kill -9 but the next one
     prepare(source, output)
     assert {path.name for path in tmp_path.iterdir()} == {"raw.json", "set"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pixelbert.data.sources import Karpathy
+from pixelbert.data.prepare import prepare
+rename = Path.rename
+def kill(self, target):  # between the two renames: the old data set is out of the way, the new one not in place
+    if str(self).endswith(".partial"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+Path.rename = kill
+prepare(Karpathy(json=Path(sys.argv[1]), images=Path(sys.argv[2])), Path(sys.argv[3]), overwrite=True)
+"""
+
+
+def test_a_data_set_survives_a_kill_while_it_is_replaced(tmp_path: Path, photos: Path) -> None:
+    source = karpathy(tmp_path, karpathy_data(COUNT), photos)
+    output = tmp_path / "set"
+    prepare(source, output)
+    before = (output / "dataset.json").read_bytes()
+    done = subprocess.run([sys.executable, "-c", KILLED, source.json, photos, output], stderr=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL
+    assert not output.exists()
+    with pytest.raises(PixelBertError, match="already holds a prepared data set"):
+        prepare(source, output)  # which puts it back first
+    assert (output / "dataset.json").read_bytes() == before
+    prepare(source, output, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"raw.json", "set"}
+
+
+def test_a_name_may_have_any_character_that_files_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """macOS writes a narrow no-break space into the names of screenshots."""
+    names = ["Screenshot 10.00.00\u202fAM.png", "a\u00a0b.png", "a\u200db.png", "\u001b[31mred.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(encoded(photo(), "PNG"))
+    rows = "".join(json.dumps({"image": name, "caption": "a photo"}) + "\n" for name in names)
+    (tmp_path / "captions.jsonl").write_text(rows)
+    prepare(Folder(images=tmp_path, val=0, test=0), tmp_path / "set", embed_images=True)
+    assert len(PreparedDataset.open(tmp_path / "set").images) == len(names)
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_every_source_is_listed() -> None:

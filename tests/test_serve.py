@@ -744,7 +744,7 @@ class TestCommand:
             port = str(taken.getsockname()[1])
             for options, message in (
                 (["--port", port], f"cannot listen at 127.0.0.1 port {port}"),
-                (["--port", "99999"], "port 99999 is no port"),
+                (["--port", "99999"], "port is 99999; expected 0 to 65,535"),
                 (["--port", "0"], "no Pixel-BERT checkpoint"),
                 (["--port", "0", "--waiting", "0"], "the limit waiting is 0"),
             ):

@@ -26,7 +26,7 @@ from pixelbert.errors import PixelBertError
 from pixelbert.metrics.retrieval import recall_at_k
 from pixelbert.model.configuration import PixelBertConfig
 from pixelbert.model.fine_tuning import PixelBertForImageAndTextRetrieval, PixelBertForQuestionAnswering
-from pixelbert.tasks.predictions import PredictionLog, claim, open_scores
+from pixelbert.tasks.predictions import PredictionLog, claim, open_scores, write_run
 from pixelbert.tasks.question_answering import QuestionAnswering, QuestionData
 from pixelbert.tasks.reasoning import Reasoning, StatementData
 from pixelbert.tasks.retrieval import RankingData, Retrieval
@@ -259,6 +259,16 @@ class TestPredictionsOnDisk:
             assert log.done == {"a": "yes", "b": "no"}
             log.add("c", "2")
         assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == ["a", "b", "c"]
+
+    def test_spaces_of_names_part_no_columns(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        scores = np.array([[0.5, 1.0]], dtype=np.float32)
+        write_run(tmp_path / "x.run", scores, ["folder:my dog.jpg#0"], ["my dog.jpg", "cat.jpg"])
+        rows = [line.split() for line in (tmp_path / "x.run").read_text().splitlines()]
+        assert [row[:4] for row in rows] == [
+            ["folder:my%20dog.jpg#0", "Q0", "cat.jpg", "1"],
+            ["folder:my%20dog.jpg#0", "Q0", "my%20dog.jpg", "2"],
+        ]
+        assert "2 names have spaces" in capfd.readouterr().err
 
     def test_another_evaluation_is_refused(self, tmp_path: Path) -> None:
         claim(tmp_path / "x", {"checkpoint": "1"})

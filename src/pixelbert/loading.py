@@ -45,6 +45,8 @@ CHECKPOINT_FILES = {
     "preprocessor_config.json": "how photos are resized",
     TOKENIZER: "its vocabulary",
 }
+FLOATS = ("F32", "F16", "BF16", "F64")  # how weights may be stored, by safetensors' names
+COUNTERS = ("I64",)  # the batches that a norm has seen
 TOKENIZER_FILES = (*(TOKENIZER, "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json"),)
 SHIPPED = "shipped"  # names the checkpoint that is installed with the package
 SHIPPED_FOLDER = Path(__file__).parent / SHIPPED
@@ -105,7 +107,7 @@ def load_checkpoint(
         processor = PixelBertProcessor.from_pretrained(checkpoint)
         if model_class is None:
             model_class = MODELS[(shape.architectures or [PixelBertForPreTraining.__name__])[0]]
-        check_size(checkpoint, shape, model_class)
+        check_weights(checkpoint, shape, model_class)
         loaded: Any = model_class.from_pretrained(  # type: ignore[attr-defined]
             checkpoint,
             dtype=torch.float32,  # whatever it is stored in
@@ -136,6 +138,9 @@ def load_checkpoint(
         raise PixelBertError(
             f"{checkpoint} lacks {', '.join(needed[:3])}{more}: it is no trained {model_class.__name__}"
         )
+    for name, values in model.state_dict().items():
+        if not torch.isfinite(values).all():
+            raise PixelBertError(f"{checkpoint}: {name} is not finite, so this model can tell nothing: train it again")
     check_processor(checkpoint, model.config, processor)
     return Loaded(model.to(device), processor, missing)
 
@@ -238,15 +243,20 @@ def check_sums(folder: Path) -> None:
         )
 
 
-def check_size(checkpoint: str | Path, config: PixelBertConfig, model_class: type) -> None:
-    """Look whether a network is as large as its weights, before memory is spent on it.
+def check_weights(checkpoint: str | Path, config: PixelBertConfig, model_class: type) -> None:
+    """Look whether a network is as large as its weights, before memory is spent on it, and whether they are weights.
 
     Raises:
-        ValueError: it is far larger.
+        ValueError: it is far larger, or one is of another type: its bytes would be read as other numbers.
     """
     weights = cached_file(str(checkpoint), SAFE_WEIGHTS_NAME)
     with safe_open(weights, framework="pt") as file:
-        stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        for name, part in slices.items():
+            expected = COUNTERS if name.endswith("num_batches_tracked") else FLOATS
+            if part.get_dtype() not in expected:
+                raise ValueError(f"{name} is stored as {part.get_dtype()}; expected {' or '.join(expected)}")
+        stored = sum(math.prod(part.get_shape()) for part in slices.values())
     with torch.device("meta"):  # shapes alone
         described = sum(p.numel() for p in model_class(config).parameters())
     if described > 2 * stored + 10_000_000:  # a new head has no weights yet

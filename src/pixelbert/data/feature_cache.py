@@ -229,14 +229,17 @@ def encode(
     batch: int,
 ) -> None:
     """Make a file of features, or go on with it where a killed process left it: to the bit what it would have been."""
-    dtype = torch.bfloat16 if best_precision(model.device) == "bf16" else torch.float32  # what is stored is bfloat16
-    trunk = trunk_for_inference(bare, dtype)
     pixels, seen = np.diff(file.starts), data.photo_stamps()
     # Images of one shape together; each image's place in the file is known beforehand.
     sizes = [processor.size_for(*size) for size in data.sizes.tolist()]
     order = sorted(range(len(sizes)), key=lambda i: sizes[i][::-1])
     name = f"encoding {data.name}{' mirrored' if mirrored else ''} once"
-    with Encoding(file, order) as encoding, Tracker(name, len(order), done=encoding.done) as tracker:
+    with (
+        Encoding(file, order, best_precision(model.device)) as encoding,
+        Tracker(name, len(order), done=encoding.done) as tracker,
+    ):
+        dtype = torch.bfloat16 if encoding.precision == "bf16" else torch.float32  # what is stored is bfloat16
+        trunk = trunk_for_inference(bare, dtype)
         photos_seen = None if encoding.done else seen  # those that an earlier process saw may have changed since
         while encoding.done < len(order):
             images = order[encoding.done : (encoding.done // batch + 1) * batch]

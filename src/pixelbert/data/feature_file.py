@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from pixelbert.data.derived_file import DerivedFile
+from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError
 from pixelbert.files import append_line, flush, read_log
 from pixelbert.progress import console
@@ -111,6 +112,7 @@ class Encoding:
     Args:
         file: what is to be made.
         order: the images in the order in which they are encoded.
+        precision: what the CNN computes in. What another process began goes on in its own.
 
     Attributes:
         done: images of the order that are encoded.
@@ -119,8 +121,8 @@ class Encoding:
         PixelBertError: there is not the room for it.
     """
 
-    def __init__(self, file: FeatureFile, order: Sequence[int]) -> None:
-        self.file, self.order = file, order
+    def __init__(self, file: FeatureFile, order: Sequence[int], precision: Precision) -> None:
+        self.file, self.order, self.precision = file, order, precision
         self.path, self.log = file.beside(".partial"), file.beside(".log")
         self.done = self._kept = 0
         self._digest = hashlib.sha256()
@@ -163,7 +165,7 @@ class Encoding:
         with self.file.writing():
             self._keep()
             self._stream.close()
-            self.file.vouch(self.path, **made_of)
+            self.file.vouch(self.path, precision=self.precision, **made_of)
             self.path.replace(self.file.path)
             flush(self.file.path.parent)
             self.log.unlink()
@@ -172,7 +174,8 @@ class Encoding:
         """Have what was added survive whatever comes; only then the log says so."""
         if self.done > self._kept:
             os.fsync(self._stream.fileno())
-            append_line(self.log, {"images": self.done, "sha256": self._digest.hexdigest()})
+            stretch = {"images": self.done, "sha256": self._digest.hexdigest(), "precision": self.precision}
+            append_line(self.log, stretch)
             flush(self.log)
         self._kept, self._digest, self._flushed = self.done, hashlib.sha256(), time.monotonic()
 
@@ -183,7 +186,7 @@ class Encoding:
             stretch = self.order[done : row["images"]]
             if not stretch or self._checksum(stretch) != row["sha256"]:
                 break
-            done, whole = row["images"], whole + 1
+            done, whole, self.precision = row["images"], whole + 1, row["precision"]
         if whole < len(log.rows) or log.damaged:
             console.print(f"{self.path}: what was encoded after {done:,} photos is damaged, and is encoded again")
         self.log.unlink(missing_ok=True)
@@ -204,7 +207,8 @@ class Encoding:
 
 def is_stretch(row: dict[str, Any]) -> bool:
     """Whether a row of a log is one that `Encoding` writes."""
-    return isinstance(row.get("images"), int) and isinstance(row.get("sha256"), str)
+    kept = isinstance(row.get("images"), int) and isinstance(row.get("sha256"), str)
+    return kept and row.get("precision") in ("bf16", "fp32")
 
 
 def reserve(stream: io.FileIO, size: int) -> None:

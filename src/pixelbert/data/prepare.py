@@ -12,11 +12,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import pyarrow as pa
 from transformers import AutoTokenizer
 
+from pixelbert.bounds import COUNT, SHARE, bounded, check_fields
 from pixelbert.data.images import ImageError, MissingImageError, check_image
 from pixelbert.data.photo_folder import PhotoFolder
 from pixelbert.data.processing import PixelBertProcessor
@@ -86,14 +87,15 @@ class Summary:
         return "\n".join(lines)
 
 
+@bounded
 def prepare(
     source: Source,
     output: Path,
     *,
     strict: bool = False,
     embed_images: bool = False,
-    max_bad: float = 0.01,
-    limit: int | None = None,
+    max_bad: Annotated[float, SHARE] = 0.01,
+    limit: Annotated[int, COUNT] | None = None,
     overwrite: bool = False,
 ) -> Summary:
     """Reads a data set's official files, checks everything in them and writes the prepared form.
@@ -114,10 +116,7 @@ def prepare(
         PixelBertError: a file as a whole is not what it should be, too much is bad, or `output` cannot be
             written.
     """
-    if not 0 <= max_bad <= 1:
-        raise PixelBertError(f"max_bad is {max_bad}: it is a share, between 0 and 1 (0.01 is 1 %)")
-    if limit is not None and limit < 1:
-        raise PixelBertError(f"limit is {limit}: it is a number of images, 1 or more")
+    check_fields(source)
     output = Path(output).resolve()
     report = output.with_name(f"{output.name}.skipped.jsonl")
     check_output(output, overwrite=overwrite)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 import threading
-import uuid
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +100,7 @@ class DatasetWriter:
         self.name, self.task, self.overwrite = name, task, overwrite
         self.manifest: dict[str, Any] = {}  # further entries for dataset.json, to be filled in before leaving
         self._folder = self.output.with_name(f".{self.output.name}.partial")
+        self._old = self.output.with_name(f".{self.output.name}.old")  # the data set that is being replaced
         self._lock = self.output.with_name(f".{self.output.name}.lock")
         self._held = ExitStack()  # what is undone at the end
         self._made_parents: list[Path] = []
@@ -199,6 +199,12 @@ class DatasetWriter:
         busy = f"{self.output} is being written by another process: wait, or stop that one"
         self._held.enter_context(exclusive(self._lock, busy))
         self._held.callback(self._clear)
+        if self._old.exists():  # of a writer that was killed between its two renames
+            if self.output.exists():
+                shutil.rmtree(self._old)
+            else:
+                self._old.rename(self.output)
+                check_output(self.output, overwrite=self.overwrite)
         if self._folder.exists():
             shutil.rmtree(self._folder)
         self._folder.mkdir()
@@ -223,17 +229,15 @@ class DatasetWriter:
         for path in [*self._folder.iterdir(), self._folder]:
             flush(path)
         check_output(self.output, overwrite=self.overwrite)  # much may have happened since
-        old = None
         if self.output.exists() and any(self.output.iterdir()):
-            old = self.output.with_name(f".{self.output.name}.old-{uuid.uuid4().hex[:8]}")
-            self.output.rename(old)
+            self.output.rename(self._old)
         try:
             self._folder.rename(self.output)
         finally:
-            if old is not None and self.output.exists():
-                shutil.rmtree(old, ignore_errors=True)
-            elif old is not None:
-                old.rename(self.output)
+            if self._old.exists() and self.output.exists():
+                shutil.rmtree(self._old, ignore_errors=True)
+            elif self._old.exists():
+                self._old.rename(self.output)
         self._made_parents = []
         flush(self.output.parent)
 

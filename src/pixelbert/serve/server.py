@@ -9,7 +9,9 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
+from pixelbert.bounds import Bound, bounded
 from pixelbert.device import Precision
 from pixelbert.errors import PixelBertError
 from pixelbert.loading import SHIPPED, checkpoint_fingerprint
@@ -20,16 +22,17 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 STOPPING = 10  # seconds that requests have left to end in when the server is told to stop
 
 
+@bounded
 def serve(
     checkpoint: str = SHIPPED,
     index: Path | None = None,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Annotated[int, Bound(ge=0, le=65535)] = 8000,
     device: str | None = None,
     precision: Precision | None = None,
-    upload_mb: float = 20,
-    waiting: int = 64,
-    seconds: float = 60,
+    upload_mb: Annotated[float, Bound(gt=0, le=1000)] = 20,
+    waiting: Annotated[int, Bound(ge=1, le=10_000)] = 64,
+    seconds: Annotated[float, Bound(gt=0, le=3600)] = 60,
     hosts: str | list[str] | None = None,
 ) -> None:
     """Serve a trained model as a web page and an HTTP API, until Ctrl-C or SIGTERM.
@@ -113,8 +116,6 @@ def listening(host: str, port: int) -> socket.socket:
     Raises:
         PixelBertError: the port is in use, or there is no such address.
     """
-    if not 0 <= port <= 65535:
-        raise PixelBertError(f"port {port} is no port: expected 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=512)  # type: ignore[arg-type]

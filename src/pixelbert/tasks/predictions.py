@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from pixelbert.files import exclusive, log_lines, naming, read_array, read_json,
 from pixelbert.progress import console
 
 LOCK = ".lock"
+SPACE = re.compile(r"\s")
 
 
 @contextmanager
@@ -223,10 +226,15 @@ def write_run(
 ) -> None:
     """A ranking in the six columns of TREC's run files: query, Q0, item, place from 1, score, tag.
 
+    Spaces part the columns: those in a name, such as an image file's, are written as %20, which is said.
+
     Args:
         scores: (queries, items), higher is better.
         depth: how many items of each query are written.
     """
+    if spaced := sum(SPACE.search(name) is not None for name in (*queries, *items)):
+        console.print(f"{file.name}: {spaced:,} names have spaces, which are written as %20")
+        queries, items = ([SPACE.sub(lambda space: quote(space[0]), name) for name in of] for of in (queries, items))
     aside = file.with_name(file.name + ".partial")
     with naming(aside), aside.open("w", encoding="utf-8") as stream:
         for query, row in zip(queries, scores, strict=True):

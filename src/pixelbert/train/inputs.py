@@ -27,7 +27,10 @@ from pixelbert.train.run_folder import INPUTS, TOKENIZER, forget, has_begun
 Sums = dict[str, str]  # the checksum of each file
 SAFE = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 # In a manifest, what tells of a data set's making and is not learned from. (Its files have checksums of their own.)
-OF_THE_MAKING = ("sources", "options", "skipped", "left_out", "annotated", "counts", "pixelbert", "files")
+OF_THE_MAKING = (
+    *("sources", "options", "skipped", "left_out", "notes", "merged_answers", "emptied_answers"),
+    *("annotated", "counts", "pixelbert", "files"),
+)
 
 
 def hold(output: Path, found: dict[str, Sums], *, first: bool = True) -> None:

@@ -28,7 +28,7 @@ from pixelbert.loading import TRAINED_ON
 
 # Where the recipe may differ when a run goes on: how it is run and reported, not what it computes.
 FREE_TO_CHANGE = (
-    *("micro_batch_size", "checkpoint_every", "keep_checkpoints", "keep_best", "skip_limit", "trackers"),
+    *("micro_batch_size", "checkpoint_every", "keep_checkpoints", "skip_limit", "trackers"),
     *("data.workers", "model.activation_checkpointing"),
 )
 RECIPE, TOKENIZER, INPUTS, LOCK = "recipe.yaml", "tokenizer", "inputs.json", ".lock"

@@ -114,23 +114,27 @@ class Source(Protocol):
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 ID_LENGTH = 500  # characters
+UNFIT = re.compile("[\0\ud800-\udfff]")  # what no file's name and no UTF-8 has
 
 
 def as_id(value: object) -> str | None:
-    """The text of an id, a whole number or a short printable string; None for anything else."""
+    """The text of an id, a whole number or a short string; None for anything else.
+
+    It may have any character that files' names have: it is escaped where it is printed.
+    """
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     if isinstance(value, int):
         return str(value) if abs(value) < 10**30 else None
-    return value if value and len(value) <= ID_LENGTH and value.isprintable() else None
+    return value if value and len(value) <= ID_LENGTH and not UNFIT.search(value) else None
 
 
 def unsafe_path(path: object) -> str | None:
     """Why a path may not be followed below the image folder, by its words alone; None if it may."""
     if not isinstance(path, str) or not path.strip():
         return f"the image path is {short(path)}, not text"
-    if not path.isprintable() or len(path) > 1000:
-        return f"the image path {short(path)} has characters that no path should have, or is too long"
+    if UNFIT.search(path) or len(path) > 1000:
+        return f"the image path {short(path)} has characters that no path has, or is too long"
     parts = PurePosixPath(path.replace("\\", "/")).parts
     if path.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", path):
         return f"the image path {short(path)} is absolute: it has to be relative to the image folder"

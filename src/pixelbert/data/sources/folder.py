@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from pixelbert.bounds import SEED, SHARE
 from pixelbert.data.sources.common import ImageRecord, Reading, Sentence, Skip, check_name, short
 from pixelbert.data.sources.tables import Form, HashSplit, ImageRows, Row, first_value, read_table
 from pixelbert.data.sources.words import is_missing
@@ -31,9 +33,9 @@ class Folder:
 
     images: Path
     captions: Path | None = None
-    val: float = 0.05
-    test: float = 0.05
-    seed: int = 0
+    val: Annotated[float, SHARE] = 0.05
+    test: Annotated[float, SHARE] = 0.05
+    seed: Annotated[int, SEED] = 0
     name: str = "folder"
 
     def files(self) -> list[Path]:

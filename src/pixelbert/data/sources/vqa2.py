@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from sys import intern
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pixelbert.bounds import COUNT
 from pixelbert.data.sources.answers import common_answers, read_answers
 from pixelbert.data.sources.common import (
     ImageFile,
@@ -126,7 +127,7 @@ class Vqa2:
     annotations: list[Path] = field(default_factory=list)
     images: Path
     answers: Path | None = None
-    min_count: int = 9
+    min_count: Annotated[int, COUNT] = 9
     name: str = "vqa2"
     exclude: list[str] = field(default_factory=list)
 

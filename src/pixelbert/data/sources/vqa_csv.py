@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
+from pixelbert.bounds import COUNT, SEED, SHARE
 from pixelbert.data.sources.answers import common_answers, list_rule, read_answers
 from pixelbert.data.sources.common import ImageRecord, Reading, Sentence, Skip, check_name, short
 from pixelbert.data.sources.exclusion import Exclusion
@@ -48,11 +50,11 @@ class VqaCsv:
     images: Path
     answers: Path | None = None
     answer_rule: AnswerRule | None = None
-    min_count: int = 1
+    min_count: Annotated[int, COUNT] = 1
     answers_from: list[str] = field(default_factory=lambda: ["train"])
-    val: float = 0.05
-    test: float = 0.05
-    seed: int = 0
+    val: Annotated[float, SHARE] = 0.05
+    test: Annotated[float, SHARE] = 0.05
+    seed: Annotated[int, SEED] = 0
     name: str = "vqa"
     exclude: list[str] = field(default_factory=list)
 
