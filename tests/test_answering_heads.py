@@ -18,6 +18,7 @@ from data_builders import photo, script
 from learned import Margins
 from pixelbert import PixelBert, PixelBertError, PixelBertForPreTraining, cli
 from pixelbert.data.processing import PixelBertImageProcessor, PixelBertProcessor, learn_tokenizer
+from pixelbert.files import SUMS
 from pixelbert.loading import ANSWERING, TRAINED_ON, of_trunk
 from pixelbert.train.recipe import ModelRecipe
 
@@ -98,7 +99,12 @@ def test_a_frozen_trunk_stays_as_it_is_and_the_heads_learn(start: Path, run: Pat
 def test_one_model_matches_as_before_and_answers_as_the_run_does(
     start: Path, run: Path, both: Path, folder: Path, margins: Margins
 ) -> None:
-    assert {file.name for file in (both / ANSWERING).iterdir()} == {"config.json", "model.safetensors", TRAINED_ON}
+    assert {file.name for file in (both / ANSWERING).iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        TRAINED_ON,
+        SUMS,
+    }
     assert not [name for name in load_file(both / ANSWERING / "model.safetensors") if of_trunk(name)]
     model, alone, answerer = (PixelBert.from_pretrained(x, "cpu", "fp32") for x in (both, start, run))
     assert isinstance(model.model, PixelBertForPreTraining)
@@ -145,6 +151,9 @@ def test_heads_of_another_trunk_or_damaged_ones_are_refused(
         ship.ship_answering(run, other)
     damaged = shutil.copytree(both, tmp_path / "damaged")
     (damaged / ANSWERING / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(PixelBertError, match=r"damaged \(model.safetensors is not as it was written\)"):
+        PixelBert.from_pretrained(damaged)
+    (damaged / ANSWERING / SUMS).unlink()
     with pytest.raises(PixelBertError, match="no heads for answering can be read there"):
         PixelBert.from_pretrained(damaged)
     heads = {k: v for k, v in load_file(both / ANSWERING / "model.safetensors").items() if "out" not in k}

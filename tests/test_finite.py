@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from pixelbert import PixelBertForPreTraining
-from pixelbert.files import file_sha256
+from pixelbert.files import SUMS, file_sha256
 from pixelbert.train import optim
 from pixelbert.train.checkpoint import checkpoints
 from pixelbert.train.finite import Soundness
@@ -192,7 +192,14 @@ def test_unsound_first_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str
     train(tmp_path / "first", epochs=0.2)
     start = tmp_path / "first" / "final"
     weights = load_file(start / "model.safetensors")
+    trunk = "pixelbert.backbone."
+    cnn = {name.removeprefix(trunk): x.clone() for name, x in weights.items() if name.startswith(trunk)}
+    cnn["conv1.weight"][0] = torch.inf
+    save_file(cnn, tmp_path / "cnn.safetensors")
+    said = fails(capsys, tmp_path / "cnn", model=RECIPE["model"] | {"backbone_init": str(tmp_path / "cnn.safetensors")})
+    assert "pixelbert.backbone.conv1.weight is not finite before the first step" in said
     weights["pixelbert.pixel_embedding.semantic"][0] = torch.inf
     save_file(weights, start / "model.safetensors", {"format": "pt"})
+    (start / SUMS).unlink()
     said = fails(capsys, tmp_path / "run", model={"checkpoint": str(start)})
-    assert "pixelbert.pixel_embedding.semantic is not finite before the first step" in said
+    assert "pixelbert.pixel_embedding.semantic is not finite" in said

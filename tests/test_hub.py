@@ -134,7 +134,7 @@ def test_a_finished_run_has_a_card(
     kind: type, make: Callable[[type], Any], processor: PixelBertProcessor, run: Path
 ) -> None:
     learned = [{"data": "mine", "split": "train", "sha256": ["0123456789abcdef" * 4]}]
-    write_model(make(kind), processor, learned, run, "final")
+    write_model(make(kind), processor, learned, run, "final", last_validation(run))
     text = (run / "final" / "README.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
     head = yaml.safe_load(front)
@@ -154,7 +154,7 @@ def test_a_finished_run_has_a_card(
 def test_the_python_of_a_card_runs(
     kind: type, make: Callable[[type], Any], processor: PixelBertProcessor, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_model(make(kind), processor, [], run, "final")
+    write_model(make(kind), processor, [], run, "final", None)
     final = run / "final"
     code = (final / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     for name in ("photo", "left", "right", "beach", "kitchen"):
@@ -182,7 +182,7 @@ def test_a_checkpoint_is_uploaded_with_its_card(
     make: Callable[[type], Any], processor: PixelBertProcessor, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no hub here: what would be sent to it is looked at."""
-    write_model(make(PixelBertForPreTraining), processor, [], run, "final")
+    write_model(make(PixelBertForPreTraining), processor, [], run, "final", None)
     sent: dict[str, Any] = {}
 
     def create_repo(hub: HfApi, repo_id: str, **options: Any) -> str:

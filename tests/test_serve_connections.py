@@ -207,6 +207,6 @@ class TestPixels:
     def test_scores_are_those_of_the_model(self, model: PixelBert) -> None:
         photo = Limits().photo(png(200, 130))
         worker = ModelThread(model, 64, Metrics(), pixels=100)
-        scores = asyncio.run(worker.match(photo, ["a dog", "a beach"]))
+        scores, _ = asyncio.run(worker.match(photo, ["a dog", "a beach"]))
         worker.close()
         np.testing.assert_allclose(scores, model.match(png(200, 130), ["a dog", "a beach"])[0], atol=1e-6)

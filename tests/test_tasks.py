@@ -331,7 +331,7 @@ def test_answers_are_read_off_the_photo(
     # From stored features of the CNN: the same answers, but for features kept in bfloat16.
     options += ["--feature-cache", str(tmp_path / "features")]
     run_evaluation(answering, questions, "test", tmp_path / "stored", *options)
-    assert len(list((tmp_path / "features").iterdir())) == 1
+    assert len(list((tmp_path / "features").glob("*.bf16"))) == 1
     both = [read_lines(tmp_path / name / "answers.jsonl") for name in ("test", "stored")]
     answers = [{row["id"]: row["prediction"] for row in rows} for rows in both]
     same = [answers[0][asked] == answers[1][asked] for asked in answers[0]]

@@ -275,6 +275,8 @@ def check_processor(checkpoint: str | Path, config: PixelBertConfig, processor: 
         (ids,) = processor.tokens(["a photo of a dog"])
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise PixelBertError(f"{checkpoint}: its tokenizer reads no sentence ({error}): copy it again") from error
+    if processor.tokenizer.pad_token_id is None:
+        raise PixelBertError(f"{checkpoint}: its tokenizer has no [PAD]: copy it again")
     tokens = max(len(processor.tokenizer), int(ids.max()) + 1)
     if tokens > config.vocab_size or processor.max_length > config.max_position_embeddings:
         raise PixelBertError(
