@@ -27,6 +27,16 @@ multiprocessing.set_start_method(sys.argv.pop(1))
 from pixelbert import cli
 cli.main()
 """
+# A large checkpoint: to flush it takes longer than torchrun needs to notice that another process has ended.
+SLOW_DISK = """
+import time
+from pixelbert import cli
+from pixelbert.train import checkpoint, signals
+publish, signals.AGAIN = checkpoint.publish, 0.0
+checkpoint.publish = lambda *of: (time.sleep(3), publish(*of))
+cli.main()
+"""
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def logged(output: Path) -> int:
@@ -114,18 +124,7 @@ def same_metrics(output: Path, whole: Path) -> bool:
 
 
 def test_several_that_train(tmp_path: Path) -> None:
-    run = Run(
-        tmp_path,
-        "",
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "pixelbert",
-    )
+    run = Run(tmp_path, "", *TORCHRUN, "-m", "pixelbert")
     run.reach(3)
     ranks = children(run.process.pid)
     loaders = [loader for rank in ranks for loader in children(rank)]
@@ -137,6 +136,17 @@ def test_several_that_train(tmp_path: Path) -> None:
     assert f"step {steps} of" in said
     assert [folder.name for folder in checkpoints(run.output)] == [f"step-{steps:08d}"]
     assert end([*ranks, *loaders])
+
+
+def test_the_first_of_several_is_asked(tmp_path: Path) -> None:
+    """It has to finish the checkpoint, and torchrun ends it as soon as another process has ended."""
+    (tmp_path / "slow.py").write_text(SLOW_DISK)
+    run = Run(tmp_path, "", *TORCHRUN, str(tmp_path / "slow.py"))
+    run.reach(3)
+    first = next(p for p in children(run.process.pid) if b"\0RANK=0\0" in Path(f"/proc/{p}/environ").read_bytes())
+    os.kill(first, signal.SIGTERM)
+    said = run.process.communicate(timeout=60)[1]
+    assert [folder.name for folder in checkpoints(run.output)] == [f"step-{logged(run.output):08d}"], said
 
 
 def test_a_run_that_is_killed_leaves_no_loaders(tmp_path: Path) -> None:

@@ -63,10 +63,7 @@ def is_best(output: Path, name: str, row: dict[str, float]) -> bool:
         raise PixelBertError(f"keep_best is {name!r}; the validation split is measured by {', '.join(row)}")
     if not math.isfinite(row[name]):
         return False
-    if not math.isfinite(row[name]):
-        return False
     before = [value for row in read_rows(output / VALIDATION) if isinstance(value := row.get(name), int | float)]
-    before = [value for value in before if math.isfinite(value)]
     before = [value for value in before if math.isfinite(value)]
     sign = -1 if name.endswith("_loss") else 1
     return not before or sign * row[name] > max(sign * value for value in before)

@@ -264,6 +264,8 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                     since = newest.name if (newest := sound.newest()) else "the beginning"
                     kept = f"the last steps up to {progress.step:,} were left out, so nothing since {since} is saved"
                 saver.wait()
+                # A launcher ends the other processes soon after the first has ended: not before all is on disk.
+                accelerator.wait_for_everyone()
                 raise StoppedError(
                     f"asked to stop; {kept}. The same command goes on from there", stop.signal or signal.SIGTERM
                 )

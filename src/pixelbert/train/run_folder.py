@@ -2,6 +2,8 @@
 
 DIR/recipe.yaml        the whole recipe; another recipe on the same folder is refused
 DIR/inputs.json        checksums of all that the recipe points at (inputs.py)
+DIR/precision.json     in what it computes, where the recipe leaves that open (precision.py)
+DIR/sentences.json     how many of its sentences are cut or have unknown words
 DIR/tokenizer          the vocabulary, where the run learned one
 DIR/trained_on.json    what the run has learned from, earlier parts of it included
 DIR/metrics.jsonl      one JSON object a logged step (logs.py)
