@@ -89,12 +89,12 @@ class TestRecipe:
         [
             ("--epochs", ".nan", "epochs is nan; expected a finite number, more than 0"),
             ("--epochs", ".inf", "epochs is inf; expected a finite number"),
-            ("--seed", "-1", "seed is -1; expected at least 0"),
-            ("--seed", "100000000000000000000000", "expected at least 0 and less than 9,223,372,036,854,775,808"),
+            ("--seed", "-1", "seed is -1; expected 0 to 9,223,372,036,854,775,807"),
+            ("--seed", "100000000000000000000000", "expected 0 to 9,223,372,036,854,775,807"),
             ("--data.workers", "-1", "data.workers is -1; expected 0 to 1,000"),
             ("--batch_size", "1000000000000", "batch_size is 1000000000000; expected 1 to 1,000,000"),
             ("--model.vocab_size", "0", "model.vocab_size is 0; expected 10 to 10,000,000"),
-            ("--evaluate_every", "-5", "evaluate_every is -5; expected at least 0"),
+            ("--evaluate_every", "-5", "evaluate_every is -5; expected 0 to 2,147,483,647"),
             (
                 "--optimizer.milestones",
                 "[2, .nan]",
@@ -146,6 +146,13 @@ class TestBounds:
         assert all(value in bound for value in inside)
         assert not any(value in bound for value in outside)
         assert str(bound) == said
+
+    def test_help_shows_them_in_words(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            cli.main(["prepare", "folder", "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert "Annotated[float, 0 to 1]" in said
+        assert "Bound(" not in said
 
     def test_of_a_dataclass(self) -> None:
         @dataclass

@@ -284,7 +284,7 @@ class TestRetrieval:
         np.save(tmp_path / "scores.npy", np.eye(4))
         arguments = self.arguments(tmp_path, write(tmp_path / "ids.json", [1, 2, 3, 4]))
         assert "4 images do not divide into 5 equal folds" in refused([*arguments, "--folds", "5"], capsys)
-        assert "folds is -1; expected at least 0" in refused([*arguments, "--folds", "-1"], capsys)
+        assert "folds is -1; expected 0 to 2,147,483,647" in refused([*arguments, "--folds", "-1"], capsys)
 
     def test_files_that_are_not_arrays(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         np.save(tmp_path / "whole.npy", np.zeros((100, 100)))

@@ -41,11 +41,13 @@ class Bound:
         limits = (("at least", self.ge), ("more than", self.gt), ("at most", self.le), ("less than", self.lt))
         return " and ".join(f"{words} {limit:,}" for words, limit in limits if limit is not None)
 
+    __repr__ = __str__  # in --help, within a type
 
-COUNT = Bound(ge=1, lt=2**31)  # of steps, examples, pairs
-ZERO_OR_MORE = Bound(ge=0, lt=2**31)
+
+COUNT = Bound(ge=1, le=2**31 - 1)  # of steps, examples, pairs
+ZERO_OR_MORE = Bound(ge=0, le=2**31 - 1)
 SHARE = Bound(ge=0, le=1)
-SEED = Bound(ge=0, lt=2**63)
+SEED = Bound(ge=0, le=2**63 - 1)
 RATE = Bound(ge=0)  # finite, as every number
 
 
