@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from data_builders import encoded, photo, png_header
-from pixelbert.data.images import MIN_SIDE, ImageError, check_image, image_of_array, image_size, open_image
+from pixelbert.data.images import MIN_SIDE, ImageError, check_image, image_of_array, open_image, stored_size
 from pixelbert.data.processing import PixelBertImageProcessor
 
 
@@ -36,7 +36,7 @@ def test_formats_from_path_bytes_and_image(tmp_path: Path, kind: str) -> None:
     for source in (path, str(path), data, Image.open(path)):
         image = open_image(source)
         assert image.mode == "RGB"
-        assert image.size == image_size(source) == check_image(source) == (40, 32)
+        assert image.size == stored_size(source) == check_image(source) == (40, 32)
         assert close(pixel(image), (20, 200, 200), 12)
 
 
@@ -165,7 +165,7 @@ def test_exif_rotation(kind: str, orientation: int) -> None:
     exif[0x0112] = orientation
     data = encoded(stored, kind, exif=exif)
     image = open_image(data)
-    assert image.size == image_size(data) == (48, 32)
+    assert image.size == check_image(data) == (48, 32)
     assert [pixel(image, x, y)[0] > 128 for x, y in ((4, 4), (44, 4), (4, 28), (44, 28))] == [
         True,
         False,
@@ -248,19 +248,19 @@ def test_a_huge_image_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     tracemalloc.start()
     for size in ((30_000, 30_000), (12_000, 10_000)):
-        for function in (open_image, image_size, check_image):
+        for function in (open_image, stored_size, check_image):
             with pytest.raises(ImageError, match=r"too many pixels|more than"):
                 function(png_header(*size))
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 
 
-def test_image_size_takes_the_header_only() -> None:
+def test_stored_size_takes_the_header_only() -> None:
     # 94.5 million pixels: allowed, though Pillow would warn of a decompression bomb.
     big = encoded(Image.new("1", (9_000, 10_500)), "BMP")[:200]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert image_size(big) == (9_000, 10_500)
+        assert stored_size(big) == (9_000, 10_500)
         with pytest.raises(ImageError, match="cut short"):
             open_image(truncated("BMP"))
 

@@ -8,10 +8,20 @@ from typing import Any
 import datasets
 import pytest
 
-from data_builders import encoded, nlvr2_rows, photo, read_lines, write_json, write_lines, write_pairs, write_photos
+from data_builders import (
+    encoded,
+    karpathy_data,
+    nlvr2_rows,
+    photo,
+    read_lines,
+    write_json,
+    write_lines,
+    write_pairs,
+    write_photos,
+)
 from pixelbert.data.corpus import Corpus
 from pixelbert.data.prepare import Summary, prepare
-from pixelbert.data.sources import CocoCaptions, Folder, Nlvr2, VqaCsv
+from pixelbert.data.sources import CocoCaptions, Folder, Karpathy, Nlvr2, VqaCsv
 from pixelbert.data.sources.answers import common_answers, read_answers
 from pixelbert.data.sources.exclusion import Exclusion
 from pixelbert.data.sources.words import is_missing, is_missing_answer, meant_split, split_in_name
@@ -102,6 +112,16 @@ def test_the_same_in_json_of_the_form_of_coco(tmp_path: Path) -> None:
     summary = prepare(source, tmp_path / "set", strict=True)
     assert captions(tmp_path / "set") == {"train": ["A bus", "A dog"]}
     assert summary.left_out == {"no caption": 2, "image without a sentence": 2}
+
+
+def test_the_same_in_json_of_the_form_of_karpathy(tmp_path: Path) -> None:
+    data = karpathy_data(2)
+    data["images"][0]["sentences"][1]["raw"] = "nan"
+    data["images"][1]["sentences"][0]["raw"] = "None"
+    source = Karpathy(json=write_json(tmp_path / "mine.json", data), images=write_photos(tmp_path / "photos", 2))
+    summary = prepare(source, tmp_path / "set", strict=True)
+    assert captions(tmp_path / "set") == {"train": ["Photo 0, seen 0 times .", "Photo 1, seen 1 times ."]}
+    assert summary.left_out == {"no caption": 2}
 
 
 @pytest.mark.parametrize("text", ["nan", "NaN", "None", "N/A", "NA", "null", "NULL", "<NA>", "#N/A", "", " nan ", None])

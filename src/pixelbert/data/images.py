@@ -87,20 +87,6 @@ def open_image(source: ImageSource, where: str = "") -> Image.Image:
         return rgb
 
 
-def image_size(source: ImageSource, where: str = "") -> tuple[int, int]:
-    """Width and height of the upright image, from the header: cheap, but blind to a file cut short.
-
-    Raises:
-        ImageError: as `open_image`, as far as the header tells.
-    """
-    name = _name(source, where)
-    with _quiet_pillow(), _header(source, name) as image, _pillow_errors(name):
-        width, height = image.size
-        # Pillow turns TIFF by itself and gives the turned size from the start.
-        turned = image.format != "TIFF" and _orientation(image) >= 5
-        return (height, width) if turned else (width, height)
-
-
 def stored_size(source: ImageSource, where: str = "") -> tuple[int, int]:
     """Width and height as they are stored, before the image is turned upright: from the header alone, and so cheap for
     every format (a PNG tells how it is turned only once it is decoded).

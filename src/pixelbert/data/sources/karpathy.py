@@ -19,6 +19,7 @@ from pixelbert.data.sources.common import (
     short,
 )
 from pixelbert.data.sources.exclusion import Exclusion
+from pixelbert.data.sources.words import is_missing
 from pixelbert.errors import PixelBertError
 
 FORMAT = "Karpathy's captions JSON"
@@ -86,6 +87,9 @@ class Karpathy:
                 problem = _sentence_problem(sentence)
                 if problem:
                     yield Skip("sentence", "malformed sentence entry", problem, here)
+                elif str(sentence["raw"] or "").strip() and is_missing(sentence["raw"]):  # nothing at all is a fault
+                    reason = f"{short(sentence['raw'])} marks a missing value"
+                    yield Skip("sentence", "no caption", reason, here, bad=False)
                 else:
                     sentence_id = f"{name}:{as_id(sentence['sentid'])}"
                     record.sentences.append(Sentence(sentence_id, sentence["raw"], here))
