@@ -746,7 +746,7 @@ class TestCommand:
                 (["--port", port], f"cannot listen at 127.0.0.1 port {port}"),
                 (["--port", "99999"], "port is 99999; expected 0 to 65,535"),
                 (["--port", "0"], "no Pixel-BERT checkpoint"),
-                (["--port", "0", "--waiting", "0"], "the limit waiting is 0"),
+                (["--port", "0", "--waiting", "0"], "waiting is 0"),
             ):
                 with pytest.raises(SystemExit) as stop:
                     cli.main(["serve", "--checkpoint", str(tmp_path), *options])
