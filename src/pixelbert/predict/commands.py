@@ -48,7 +48,7 @@ def positionals_last(parser: ArgumentParser, arguments: Sequence[str]) -> list[s
     return [*options, "--", *others] if others else options
 
 
-READ = ", in English; a note says what is not read of it (the model that ships reads 38 tokens)"
+READ = "; in English (a note says what is not read: the model that ships reads 38 tokens)"
 OWN = "your own"  # in place of a default: a checkpoint of a kind that doesn't ship with the project
 
 
