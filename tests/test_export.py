@@ -230,6 +230,21 @@ def test_into_the_folder_that_one_is_in(checkpoint: Path, tmp_path: Path, monkey
         export.export(str(checkpoint), Path())
 
 
+def test_where_no_open_file_can_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, of the lock."""
+    removed = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "out.lock":
+            raise PermissionError(13, "it is open")
+        removed(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr(export, "write_export", lambda *_: {"scores": 0.0})
+    assert export.export("a checkpoint", tmp_path / "out") == {"scores": 0.0}
+    assert (tmp_path / "out").is_dir()
+
+
 def test_without_the_extra_it_says_what_to_install(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

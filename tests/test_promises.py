@@ -98,6 +98,15 @@ def test_a_step_is_the_same_at_once_accumulated_and_on_two_processes(tmp_path: P
     assert moved > 1e-3  # far more than the tolerance, or the comparison would say nothing
 
 
+def test_two_processes_may_measure_before_they_log(tmp_path: Path) -> None:
+    """Only the first of them has a measurement."""
+    data = TINY["data"] | {"validation": ["scenes:100-104"]}
+    measured = {"evaluate_every": 1, "log_every": 100, "evaluate_examples": 4, "keep_best": "itm_accuracy"}
+    run(tmp_path, TINY | measured | {"data": data, "epochs": 0.3}, tmp_path / "run", processes=2)
+    rows = (tmp_path / "run" / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, len(rows) + 1))
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     recipe = TINY | {"epochs": 4.0, "model": TINY["model"] | {"dropout": 0.1}}
     run(tmp_path, recipe, tmp_path / "whole")

@@ -20,7 +20,7 @@ import torch
 
 from pixelbert import PixelBert, PixelBertError, PixelBertForPreTraining, cli
 from pixelbert.predict import first_stage as module
-from pixelbert.predict.search import SearchIndex, index_photos
+from pixelbert.predict.search import Found, SearchIndex, index_photos
 from search_builders import TEXT, save_checkpoint, write_photo
 
 
@@ -46,6 +46,12 @@ def names(index: Path) -> list[str]:
     return [opened.path(i).name for i in opened.ids()]
 
 
+def alike(found: list[Found], expected: list[Found]) -> bool:
+    """Whether these are the same photos with the same scores, as near as scores of another batch are."""
+    near = [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-5)
+    return near and [one.image for one in found] == [one.image for one in expected]
+
+
 def test_without_a_short_list_all_are_ranked_by_match(model: PixelBert, photos: Path, tmp_path: Path) -> None:
     done = index_photos(model, photos, tmp_path / "index")
     assert done == (20, 20, 0, {}, {})
@@ -55,7 +61,7 @@ def test_without_a_short_list_all_are_ranked_by_match(model: PixelBert, photos: 
     assert [one.score for one in found] == pytest.approx(list(scores.values()), abs=1e-5)
     assert (np.diff([one.score for one in found]) <= 0).all()
     assert found[0].score > found[-1].score + 1e-3
-    assert model.search(tmp_path / "index", TEXT, top=3, shortlist=None) == found[:3]
+    assert alike(model.search(tmp_path / "index", TEXT, top=3, shortlist=None), found[:3])
 
 
 def test_the_short_list_holds_the_nearest_vectors(model: PixelBert, photos: Path, tmp_path: Path) -> None:
@@ -75,7 +81,7 @@ def test_the_graph_finds_what_comparing_with_all_finds(
     index_photos(model, photos, tmp_path / "index")
     whole = model.search(tmp_path / "index", TEXT, top=5, shortlist=5)
     monkeypatch.setattr(module, "EXACT_UP_TO", 0)
-    assert model.search(tmp_path / "index", TEXT, top=5, shortlist=5) == whole
+    assert alike(model.search(tmp_path / "index", TEXT, top=5, shortlist=5), whole)
 
 
 def test_without_a_short_list_the_graph_is_not_trusted(

@@ -42,7 +42,7 @@ class Options:
             use, option = USES[name], flag(name)
             if kind not in use.tasks:
                 raise PixelBertError(
-                    f"{option} does nothing when {kind} is measured, only with {' and '.join(use.tasks)}: leave it out"
+                    f"{option} does nothing when {kind} is measured, only with {' or '.join(use.tasks)}: leave it out"
                     + (f" ({use.instead[kind]})" if kind in use.instead else "")
                 )
             least = use.tasks[kind]
@@ -50,7 +50,7 @@ class Options:
                 raise PixelBertError(f"{option} is {value}: expected {least} or more")
             needed = use.beside.get(kind)
             if needed and getattr(self, needed) in (0, False):
-                raise PixelBertError(f"{option} does nothing {SWITCHED_OFF[needed]}: leave one of the two as it is")
+                raise PixelBertError(f"{option} does nothing {SWITCHED_OFF[needed]}: leave it out")
             for other in use.without:
                 if other in self.given:
                     raise PixelBertError(f"{option} does not go with {flag(other)}: leave out one of them")

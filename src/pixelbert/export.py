@@ -15,7 +15,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -319,7 +319,8 @@ def export(checkpoint: str, out: Path, format: Literal["onnx"] = "onnx") -> dict
             publish(aside, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows removes no file that is open: there it goes with the lock
+                lock.unlink()
     console.print(f"written to {out}")
     return worst
 

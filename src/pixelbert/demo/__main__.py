@@ -21,7 +21,7 @@ from pixelbert.demo.recipe import demo_recipe
 from pixelbert.demo.report import training_part, write_report
 from pixelbert.demo.sample import Photo, prepare_photos, shipped_photos
 from pixelbert.demo.shipped import answered, shipped_part
-from pixelbert.evaluate import print_table
+from pixelbert.evaluate_table import print_table
 from pixelbert.files import write_json
 from pixelbert.predict import PixelBert
 from pixelbert.progress import console

@@ -6,6 +6,7 @@ Each has `--checkpoint` and, for machines, `--json`. What a command prints for p
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def positionals_last(parser: ArgumentParser, arguments: Sequence[str]) -> list[s
     return [*options, "--", *others] if others else options
 
 
-READ = "; the first tokens are read (38 with the model that ships), and what is cut or unknown is told"
+READ = "; in English (a note says what is not read: the model that ships reads 38 tokens)"
 OWN = "your own"  # in place of a default: a checkpoint of a kind that doesn't ship with the project
 
 
@@ -248,7 +249,9 @@ def search_command(args: Namespace) -> None:
         write_atomically(args.out, results_page(args.text, found))
     lines = [f"{one.score:.3f}  {one.image}{remark(one)}" for one in found]
     if any(one.changed or one.missing for one in found):
-        lines.append(f"`pixelbert index PHOTOS --out {args.index}` brings the index up to date")
+        again = ["pixelbert", "index", index.photos, "--out", str(args.index)]
+        again += [] if args.checkpoint == SHIPPED else ["--checkpoint", args.checkpoint]
+        lines.append(f"`{shlex.join(again)}` brings the index up to date")
     lines += [f"written to {args.out}"] if args.out else []
     left_out = list(index.left_out.values())  # told already, as it was found
     show(args, {"results": [one._asdict() for one in found], "left_out": left_out} | unread, lines)

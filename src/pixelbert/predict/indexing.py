@@ -156,7 +156,10 @@ def claim(store: PhotoStore, root: Path, model: PixelBert) -> None:
     about = store.about()
     if about and about["fingerprint"] != fingerprint:
         made_by = one_line(about["checkpoint"])
-        raise PixelBertError(f"{store.folder} was made with another checkpoint, {made_by}: choose another --out")
+        raise PixelBertError(
+            f"{store.folder} was made with another checkpoint: go on with `--checkpoint {made_by}`, or choose another "
+            "--out"
+        )
     # A folder by its whole path, or from elsewhere it would be a name on the hub. The shipped one by its name: where a
     # package is installed may change.
     source = str(Path(model.source).absolute()) if Path(model.source).is_dir() else model.source

@@ -246,7 +246,14 @@ def create_app(
 
     async def ask(call: Callable[[], Any], text: str, images: Sequence[bytes] = ()) -> tuple[Any, dict[str, Any]]:
         """What the model says, and the fields that tell what it did not read of the text."""
-        return await worker.run(lambda: (call(), model.processor.unread([text]).fields()), images)
+
+        def both() -> tuple[Any, dict[str, Any]]:
+            unread = model.processor.unread([text])
+            if unread.empty:  # here, since a search tells its other errors to the log alone
+                raise HTTPException(422, "the text has nothing but characters that are not seen: write a sentence")
+            return call(), unread.fields()
+
+        return await worker.run(both, images)
 
     async def bytes_of(upload: UploadFile) -> bytes:
         return await run_in_threadpool(limits.photo, await upload.read())

@@ -241,9 +241,10 @@ def run(recipe: Recipe, output: Path, accelerator: Accelerator, precision: Preci
                         row = recipe.task.validate(
                             bare, processor, validation_photos, recipe.evaluate_examples, precision
                         )
-                to_measure, row = False, {"step": progress.step, **row}
+                to_measure = False
                 weights = whole_weights(bare) if sharded and recipe.keep_best else None
                 if main:
+                    row = {"step": progress.step, **row}
                     if recipe.keep_best and is_best(output, recipe.keep_best, row):
                         write_model(bare, processor, learned, output, "best", row, weights)
                     append_line(output / VALIDATION, row)

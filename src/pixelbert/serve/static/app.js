@@ -33,12 +33,17 @@ async function ask(path, fields) {
   return body;
 }
 
+/** The first words of a sentence. */
+const beginning = (text) => (text.length > 40 ? `${text.slice(0, 40).replace(/\s+\S*$/, "")} …` : text);
+
+const notes = (lines) => lines.map((line) => make("p", { className: "soft note", textContent: line }));
+
 /** What was not read of the sentences that were sent, a line for each. */
 function unread({ cut, unknown }) {
-  return [
-    ...cut.map(({ text, tokens, read }) => `“${text}” has ${tokens} tokens, of which the first ${read} are read.`),
-    ...unknown.map(({ text, words }) => `The model does not know ${words.map((w) => `“${w}”`).join(", ")} in “${text}”.`),
-  ].map((line) => make("p", { className: "soft unread", textContent: line }));
+  return notes([
+    ...cut.map(({ text, tokens, read }) => `“${beginning(text)}” has ${tokens} tokens, of which the first ${read} are read.`),
+    ...unknown.map(({ text, words }) => `The model does not know ${words.map((w) => `“${w}”`).join(", ")} in “${beginning(text)}”.`),
+  ]);
 }
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
@@ -296,14 +301,23 @@ const TASKS = {
 
   async search(text, slots) {
     const found = await ask(`search?${new URLSearchParams({ text })}`);
-    const { results } = found;
-    if (!results.length) return [...unread(found), make("p", { textContent: "Nothing was found." })];
-    return [...unread(found), make("ul", { className: "found" }, ...results.map(({ image, score, changed, missing }, i) => {
-      const button = make("button", { type: "button" }, make("img", { src: image, alt: `Result ${i + 1}`, loading: "lazy" }),
-        make("span", { textContent: score.toFixed(3) + (missing ? " (no longer there)" : changed ? " (changed since)" : "") }));
+    const { results, left_out: lost } = found;
+    const damaged = `${lost} ${lost === 1 ? "photo is" : "photos are"} damaged in the index and left out; the server's log says which.`;
+    const said = [...unread(found), ...notes(lost ? [damaged] : [])];
+    if (!results.length) return [...said, make("p", { textContent: "Nothing was found." })];
+    return [...said, make("ul", { className: "found" }, ...results.map(({ image, score, changed, missing }, i) => {
+      const caption = make("span", { textContent: score.toFixed(3) + (changed ? ", changed since it was indexed" : "") });
+      const button = make("button", { type: "button" }, make("img", { src: missing ? "" : image, alt: `Result ${i + 1}`, loading: "lazy" }), caption);
+      const gone = () => {
+        button.disabled = true;
+        caption.textContent = `${score.toFixed(3)}, no longer there`;
+      };
+      if (missing) gone();
       button.addEventListener("click", async () => {
+        const photo = await fetch(image);
+        if (!photo.ok) return gone();
         const slot = slots.find((one) => !one.file) ?? slots[0];
-        slot.set(await (await fetch(image)).blob(), `result ${i + 1} of “${text}”`);
+        slot.set(await photo.blob(), `result ${i + 1} of “${text}”`);
         $("photos").scrollIntoView({ behavior: "smooth" });
       });
       return make("li", {}, button);
