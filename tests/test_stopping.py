@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from pixelbert.train import signals
@@ -71,9 +72,10 @@ class Run:
         self.output, recipe = tmp_path / "run", tmp_path / "run.yaml"
         recipe.write_text(yaml.safe_dump(RECIPE | LONG | {"data": RECIPE["data"] | {"workers": 2}} | changes))
         command = [*(launcher or (sys.executable, "-c", START, method)), "train", str(recipe)]
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as here, for the same bits
         self.process = subprocess.Popen(
             [*command, "--output", str(self.output)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
+            env=os.environ | threads | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
